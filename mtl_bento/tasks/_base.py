@@ -1,0 +1,139 @@
+"""What every task kind promises: targets out of cells, a loss for training, answers out of outputs.
+
+Missing labels are decided here, once: NaN for numbers, -1 for class codes, from the table to the loss.
+
+Letters: K members, M TabM's inner members, B rows, O outputs of a head.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mtl_bento.errors import SpecError, listing, nearest
+from mtl_bento.registry import Registry
+from mtl_bento.spec import Spec
+
+
+class TaskSpec(Spec):
+    """One target: what the user says of it, and what was learned from the training labels."""
+
+    kind: str
+    name: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How much the user cares: the weight of this task in the score of a trial, never in a loss."""
+    metric: str | None = None
+    """The metric shown first; None takes the kind's own."""
+
+
+AnySpec = TypeVar("AnySpec", bound=TaskSpec)
+
+
+class Task(ABC, Generic[AnySpec]):
+    """One thing to predict; built from its spec, stateless beside it."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    """Names of the metrics that this kind reports, the default first (`mtl_bento_search.metrics` computes them)."""
+
+    def __init__(self, spec: AnySpec) -> None:
+        self.spec = spec
+        if spec.metric is not None and spec.metric not in self.metrics:
+            raise SpecError(
+                f"Target {spec.name!r}: there is no metric {spec.metric!r} for a {spec.kind} target"
+                f"{nearest(spec.metric, self.metrics)} Allowed: {listing(self.metrics)}."
+            )
+
+    @property
+    def name(self) -> str:
+        """The target column's name."""
+        return self.spec.name
+
+    @property
+    def metric(self) -> str:
+        """The metric shown first."""
+        return self.spec.metric or self.metrics[0]
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
+        """Return the spec completed from training labels (levels, mean, spread).
+
+        Raises SchemaError where the labels are all missing, hold one value only, or are not of this kind.
+        """
+
+    @property
+    @abstractmethod
+    def n_outputs(self) -> int:
+        """How many numbers a head answers with."""
+
+    @abstractmethod
+    def encode(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return labels [B, ...] for the loss: float32 with NaN, or int64 with -1, where missing."""
+
+    @abstractmethod
+    def known(self, targets: Tensor) -> Tensor:
+        """Return which rows are labelled: bool [..., B]."""
+
+    @abstractmethod
+    def row_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row in nats or squared training standard deviations.
+
+        outputs [K, M, B, O], targets [K or 1, 1, B, ...] -> [K, M, B]; finite (any value) where the label is missing.
+        """
+
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return each member's mean loss over its labelled rows and over M: [K]; 0 where no row is labelled.
+
+        outputs [K, M, B, O], targets [K or 1, B, ...], weights [K or 1, B] or None for equal ones.
+        """
+        known = self.known(targets)
+        weight = known.to(outputs.dtype) if weights is None else known * weights.to(outputs.dtype)
+        losses = self.row_losses(outputs, targets.unsqueeze(1)).mean(1)  # [K, B]
+        # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
+        return (losses * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+
+    @abstractmethod
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return outputs in the space where averaging makes sense: probabilities [..., C] or numbers [..., 1]."""
+
+    @abstractmethod
+    def answer_losses(self, answers: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss [..., B] of averaged answers [..., B, O] in the unit of `row_losses`; NaN where missing."""
+
+    @abstractmethod
+    def trivial_loss(self, targets: Tensor) -> float:
+        """Return the loss of the best constant answer on these labels (label entropy, variance)."""
+
+    @abstractmethod
+    def values(self, answers: np.ndarray) -> pa.Array:
+        """Return the predicted labels [B] for answers [B, O], in the target's own dtype."""
+
+    @abstractmethod
+    def columns(self, answers: np.ndarray) -> dict[str, pa.Array]:
+        """Return the columns of `output="full"` by suffix ("proba__>50K", "lower"), the values not among them."""
+
+    @abstractmethod
+    def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
+        """Return one JSON object per row, as the service answers (design: value, probability, probabilities)."""
+
+    @abstractmethod
+    def card(self) -> dict[str, Any]:
+        """Return what `GET /model` says of the task: name, kind and typed classes."""
+
+    def with_spec(self, **changes: Any) -> Self:
+        """Return the same task with changed spec fields."""
+        return type(self)(self.spec.model_copy(update=changes))
+
+
+TASKS: Registry[Task[Any]] = Registry("task kind", package="mtl_bento.tasks", group="mtl_bento.tasks")
+
+
+def zero_fill(targets: Tensor, known: Tensor) -> Tensor:
+    """Return targets with 0 where they are not known, so that arithmetic on them stays finite."""
+    return torch.where(known, targets, torch.zeros_like(targets))

@@ -1,0 +1,1 @@
+"""Where cohorts train: the seam between the study and the machine."""
