@@ -1,0 +1,166 @@
+"""Categories: one code a cell, for the levels that training saw often enough, for "other" and for "missing".
+
+A level may come back in another type than it left: pandas turns 3 into 3.0 and True into "True". So cells are compared
+by one canonical text (`text_of`), while the levels themselves keep the type that they had in training.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from mtl_bento.columns._base import COLUMNS, Column
+from mtl_bento.table import cell_error, plain, type_error
+
+SEEN = 5
+"""Rows that a level must be seen in: a rarer one could name a person."""
+MOST = 1000
+"""Levels kept at most, the most frequent."""
+
+Level = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr
+
+
+class CategoricalColumn(Column):
+    """One of a set of levels: text, true and false, or numbers."""
+
+    kind: Literal["categorical"] = "categorical"
+    block: ClassVar[str] = "categorical"
+    dtype: ClassVar[Any] = np.int64
+
+    levels: tuple[Level, ...] = ()
+    """The levels, the most frequent first; their places are their codes. "Other" has the code after the last."""
+    has_missing: bool = False
+    """Whether a training cell was missing."""
+    has_other: bool = False
+    """Whether a training cell was of a level too rare to be kept."""
+
+    @classmethod
+    def fit(cls, name: str, values: pa.ChunkedArray) -> Self:
+        """Return the column with the levels seen in at least 5 training cells, 1,000 at most.
+
+        Raises SchemaError where the cells are bytes, lists or structs, or hold an infinity.
+        """
+        places, firsts = _by_text(values, name)
+        counts = np.bincount(places[places >= 0], minlength=len(firsts))
+        # Stable: levels seen equally often stay in the order of their first cells, on every machine.
+        order = np.argsort(-counts, kind="stable")[:MOST]
+        kept = order[counts[order] >= SEEN]
+        return cls(
+            name=name,
+            levels=tuple(firsts[place][1] for place in kept),
+            has_missing=bool((places < 0).any()),
+            has_other=len(kept) < len(firsts),
+        )
+
+    def encode(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return int64 codes [B, 1]: a level's place, the number of levels for any other value, -1 for missing."""
+        places, firsts = _by_text(values, self.name)
+        codes = self._codes()
+        found = np.array([codes.get(text, len(self.levels)) for text, _ in firsts] + [-1], dtype=np.int64)
+        return np.asarray(found[places].reshape(-1, 1))  # a missing cell's place is -1: the last
+
+    def wire_type(self) -> Any:
+        """Return text, true or false, or a finite number; it is validated into its canonical text."""
+        return Annotated[Level, AfterValidator(text_of)]
+
+    def arrow_type(self) -> pa.DataType:
+        """Return string: the levels of a batch may come in several types."""
+        return pa.string()
+
+    def draw(self, rng: np.random.Generator) -> str | bool | int | float | None:
+        """Return one of the levels, now and then a missing cell where training had some."""
+        if not self.levels or (self.has_missing and rng.random() < 0.1):
+            return None
+        return self.levels[int(rng.integers(len(self.levels)))]
+
+    def describe(self) -> str:
+        """Return "category of 12 levels", and whether rarer ones count as one more."""
+        more = " and others" if self.has_other else ""
+        return f"category of {len(self.levels)} level{'s' * (len(self.levels) != 1)}{more}"
+
+    def _codes(self) -> dict[str, int]:
+        codes = {text_of(level): code for code, level in enumerate(self.levels)}
+        # true and false come back as 1 and 0 from formats that have no booleans, and the other way round.
+        for same in ({"true": "1", "false": "0"}, {"1": "true", "0": "false"}):
+            if codes.keys() <= same.keys():
+                return codes | {same[text]: code for text, code in codes.items()}
+        return codes
+
+
+def text_of(value: str | bool | int | float) -> str:
+    """Return the canonical text of a level: True, "true" and "True" are one, and so are 3, 3.0, "3" and "3.0"."""
+    if isinstance(value, str):
+        if value.lower() in ("true", "false"):
+            return value.lower()
+        whole = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))\.0+", value)
+        return text_of(int(whole[1])) if whole else "0" if value == "-0" else value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
+
+
+def _by_text(values: pa.ChunkedArray, name: str) -> tuple[np.ndarray, list[tuple[str, Any]]]:
+    """Return each cell's place [B] among the distinct canonical texts, -1 where missing, and (text, first value) each.
+
+    Python looks at distinct values only, never at rows.
+    """
+    cells = plain(values)
+    encoded = cells.dictionary_encode()
+    distinct = _values(encoded.dictionary, cells, name)
+    place_of: dict[Hashable, int] = {}
+    firsts: list[tuple[str, Any]] = []
+    places = np.full(len(distinct) + 1, -1, dtype=np.int64)  # the last is for missing cells
+    for position, value in enumerate(distinct):
+        if _is_missing(value):
+            continue
+        text = text_of(value)
+        if text not in place_of:
+            place_of[text] = len(firsts)
+            firsts.append((text, value))
+        places[position] = place_of[text]
+    indices = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
+    return places[indices], firsts
+
+
+def _values(distinct: pa.Array, cells: pa.Array, name: str) -> list[Any]:
+    kind = distinct.type
+    if pa.types.is_floating(kind):
+        return _floats(distinct, cells, name)
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        return list(distinct.cast(pa.string()).to_pylist())
+    if (
+        pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_large_string(kind)
+    ):
+        return list(distinct.to_pylist())
+    raise type_error(name, kind, wanted="categories are text, true and false, or numbers")
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _floats(distinct: pa.Array, cells: pa.Array, name: str) -> list[float | int | None]:
+    # Through text: the shortest digits of a float32 are those that a request or a CSV holds.
+    numbers = [math.nan if text is None else float(text) for text in distinct.cast(pa.string()).to_pylist()]
+    if any(math.isinf(number) for number in numbers):
+        row = pc.index(pc.is_inf(cells), True).as_py()
+        wanted = "give a finite value or leave the cell empty"
+        raise cell_error(name, row, cells[row].as_py(), wrong="is infinite", wanted=wanted)
+    whole = all(math.isnan(number) or (number.is_integer() and abs(number) < 2**53) for number in numbers)
+    # Whole numbers with missing cells reach us as floats from pandas; the level is 3, not 3.0.
+    return [int(number) if whole and not math.isnan(number) else number for number in numbers]
+
+
+COLUMNS.register(CategoricalColumn)(CategoricalColumn)

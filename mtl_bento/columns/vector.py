@@ -1,0 +1,137 @@
+"""Vectors: lists of numbers of one length, such as features from another model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from mtl_bento.columns._base import COLUMNS, Column
+from mtl_bento.columns.numeric import FiniteFloat32, blurred, drawn, floats
+from mtl_bento.errors import SchemaError
+from mtl_bento.spec import Finite
+from mtl_bento.table import cell_error, plain, type_error
+
+
+class VectorColumn(Column):
+    """Lists of numbers of one length; text such as "[0.5, 1]", as lists stand in CSV, is read too."""
+
+    kind: Literal["vector"] = "vector"
+    block: ClassVar[str] = "vector"
+
+    size: Annotated[int, Field(ge=1)]
+    """The length of every list."""
+    quantiles: tuple[Finite, ...] = ()
+    """The 5 % to 95 % quantiles of all numbers of all training lists at nine levels, to three digits."""
+
+    @property
+    def n_features(self) -> int:
+        """The length of every list."""
+        return self.size
+
+    @classmethod
+    def fit(cls, name: str, values: pa.ChunkedArray) -> Self:
+        """Return the column with the length of the training lists.
+
+        Raises SchemaError where the cells are no lists of numbers, all are missing, or lengths differ.
+        """
+        lists = _lists(plain(values), name)
+        sizes = pc.list_value_length(lists).drop_null()
+        if not len(sizes):
+            raise SchemaError(f"Column {name!r} holds no list of numbers; leave it out with `ignore:` in mtl.yaml.")
+        size = sizes[0].as_py()
+        if size == 0:
+            raise SchemaError(f"Column {name!r} holds empty lists; leave it out with `ignore:` in mtl.yaml.")
+        numbers = _stacked(lists, size, name)
+        return cls(name=name, size=size, quantiles=blurred(numbers[~np.isnan(numbers)]))
+
+    def encode(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return float32 [B, size], NaN where a number or the whole list is missing.
+
+        Raises SchemaError naming the first list of another length, or with an infinity.
+        """
+        cells = plain(values)
+        if pa.types.is_null(cells.type):
+            return np.full((len(cells), self.size), np.nan, dtype=np.float32)
+        return _stacked(_lists(cells, self.name), self.size, self.name)
+
+    def wire_type(self) -> Any:
+        """Return a list of exactly `size` finite numbers or nulls."""
+        return Annotated[list[FiniteFloat32 | None], Field(min_length=self.size, max_length=self.size)]
+
+    def arrow_type(self) -> pa.DataType:
+        """Return a list of doubles."""
+        return pa.list_(pa.float64())
+
+    def draw(self, rng: np.random.Generator) -> list[float] | None:
+        """Return a list of numbers between the learned quantiles."""
+        return [drawn(self.quantiles, rng) for _ in range(self.size)] if self.quantiles else None
+
+    def describe(self) -> str:
+        """Return "vector of 16 numbers"."""
+        return f"vector of {self.size} number{'s' * (self.size != 1)}"
+
+
+def _lists(cells: pa.Array, name: str) -> pa.Array:
+    kind = cells.type
+    wanted = "give lists of numbers of one length"
+    if pa.types.is_null(kind):
+        return cells.cast(pa.list_(pa.float64()))
+    if pa.types.is_large_string(kind):
+        return _parsed(cells, name)
+    if not _is_list(kind):
+        raise type_error(name, kind, wanted=wanted)
+    inner = kind.value_type
+    if not (pa.types.is_null(inner) or pa.types.is_floating(inner) or pa.types.is_integer(inner)):
+        raise type_error(name, kind, wanted=wanted)
+    return cells.cast(pa.large_list(pa.float64()), safe=False)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
+def _parsed(texts: pa.Array, name: str) -> pa.Array:
+    trimmed = pc.utf8_trim_whitespace(texts)
+    trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+    bad = pc.invert(pc.match_substring_regex(trimmed, r"^\[[-+0-9.eE,\s]*(?:null[-+0-9.eE,\s]*)*\]$"))
+    row = pc.index(bad, True).as_py()
+    if row >= 0:
+        wanted = "give a list of numbers such as [0.5, 1]"
+        raise cell_error(name, row, texts[row].as_py(), wrong="is not a list of numbers", wanted=wanted)
+    parts = pc.split_pattern(pc.utf8_trim(trimmed, "[] "), ",")
+    words = pc.utf8_trim_whitespace(parts.values)
+    numbers = floats(pc.if_else(pc.equal(words, "null"), pa.scalar(None, words.type), words), name)
+    return pa.LargeListArray.from_arrays(parts.offsets, pa.array(numbers, pa.float64()), mask=trimmed.is_null())
+
+
+def _stacked(lists: pa.Array, size: int, name: str) -> np.ndarray:
+    """Return float32 [B, size] with NaN where missing; raises SchemaError for a list of another length."""
+    missing = lists.is_null().to_numpy(zero_copy_only=False)
+    sizes = pc.list_value_length(lists).fill_null(size).to_numpy(zero_copy_only=False)
+    if (sizes != size).any():
+        row = int((sizes != size).argmax())
+        wanted = f"give {size} numbers or leave the cell empty"
+        raise cell_error(name, row, lists[row].as_py(), wrong=f"has length {sizes[row]}, not {size}", wanted=wanted)
+    stacked = np.full((len(lists), size), np.nan, dtype=np.float32)
+    flat = pc.list_flatten(lists)
+    try:
+        stacked[~missing] = floats(flat, name).reshape(-1, size)
+    except SchemaError:
+        place = int(pc.index(pc.is_inf(flat), True).as_py())
+        row = int(np.flatnonzero(~missing)[max(place, 0) // size])
+        wanted = "give finite numbers"
+        raise cell_error(name, row, lists[row].as_py(), wrong="holds a number beyond 32 bits", wanted=wanted) from None
+    return stacked
+
+
+COLUMNS.register(VectorColumn)(VectorColumn)
