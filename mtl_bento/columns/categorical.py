@@ -47,7 +47,7 @@ class CategoricalColumn(Column):
 
         Raises SchemaError where the cells are bytes, lists or structs, or hold an infinity.
         """
-        places, firsts = _by_text(values, name)
+        places, firsts = by_text(values, name)
         counts = np.bincount(places[places >= 0], minlength=len(firsts))
         # Stable: levels seen equally often stay in the order of their first cells, on every machine.
         order = np.argsort(-counts, kind="stable")[:MOST]
@@ -61,7 +61,7 @@ class CategoricalColumn(Column):
 
     def encode(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return int64 codes [B, 1]: a level's place, the number of levels for any other value, -1 for missing."""
-        places, firsts = _by_text(values, self.name)
+        places, firsts = by_text(values, self.name)
         codes = self._codes()
         found = np.array([codes.get(text, len(self.levels)) for text, _ in firsts] + [-1], dtype=np.int64)
         return np.asarray(found[places].reshape(-1, 1))  # a missing cell's place is -1: the last
@@ -108,7 +108,7 @@ def text_of(value: str | bool | int | float) -> str:
     return str(value)
 
 
-def _by_text(values: pa.ChunkedArray, name: str) -> tuple[np.ndarray, list[tuple[str, Any]]]:
+def by_text(values: pa.ChunkedArray, name: str) -> tuple[np.ndarray, list[tuple[str, Any]]]:
     """Return each cell's place [B] among the distinct canonical texts, -1 where missing, and (text, first value) each.
 
     Python looks at distinct values only, never at rows.
