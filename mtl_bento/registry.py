@@ -6,9 +6,9 @@ import importlib
 import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
 from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
 from mtl_bento.spec import Spec
@@ -87,6 +87,11 @@ class Registry(Generic[Built]):
                 "put it into one with an entry point (CONTRIBUTING.md) to package the model."
             )
         return names[0], importlib.metadata.version(names[0])
+
+    @property
+    def field(self) -> Any:
+        """The annotation of a spec field that holds any kind of this family: reads dicts, keeps subclasses when written."""
+        return Annotated[Spec, BeforeValidator(self.parse), SerializeAsAny()]
 
     def _load(self) -> None:
         if self._loaded:

@@ -80,6 +80,11 @@ class Task(ABC, Generic[AnySpec]):
     def known(self, targets: Tensor) -> Tensor:
         """Return which rows are labelled: bool [..., B]."""
 
+    def emphasis(self, targets: Tensor) -> Tensor | None:
+        """Return a factor [..., B] of each row's loss by its label, or None for equal ones."""
+        del targets
+        return None
+
     @abstractmethod
     def row_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each row in nats or squared training standard deviations.
@@ -92,8 +97,9 @@ class Task(ABC, Generic[AnySpec]):
 
         outputs [K, M, B, O], targets [K or 1, B, ...], weights [K or 1, B] or None for equal ones.
         """
-        known = self.known(targets)
-        weight = known.to(outputs.dtype) if weights is None else known * weights.to(outputs.dtype)
+        weight = self.known(targets).to(outputs.dtype)
+        for factor in (weights, self.emphasis(targets)):
+            weight = weight if factor is None else weight * factor.to(outputs.dtype)
         losses = self.row_losses(outputs, targets.unsqueeze(1)).mean(1)  # [K, B]
         # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
         return (losses * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
@@ -137,3 +143,8 @@ TASKS: Registry[Task[Any]] = Registry("task kind", package="mtl_bento.tasks", gr
 def zero_fill(targets: Tensor, known: Tensor) -> Tensor:
     """Return targets with 0 where they are not known, so that arithmetic on them stays finite."""
     return torch.where(known, targets, torch.zeros_like(targets))
+
+
+def shortest(numbers: np.ndarray) -> list[float]:
+    """Return numbers [B] as floats that print with the fewest digits that tell their float32 values apart."""
+    return [float(digits) for digits in numbers.astype(np.float32).astype(str)]

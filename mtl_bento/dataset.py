@@ -1,0 +1,101 @@
+"""Rows as tensors on a device: prepared blocks, labels, weights, and the splits that members learn from.
+
+Letters: N rows, T tasks, C columns of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl_bento.network import ENCODERS, Inputs
+from mtl_bento.tasks._base import Task
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows that a member learns from and those that it is judged on: indices [n] int64 on the device."""
+
+    train: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything that training reads, resident on one device.
+
+    One split is a holdout; several are folds, and their `valid` rows do not overlap.
+    """
+
+    tasks: tuple[Task[Any], ...]
+    inputs: Inputs
+    blocks: tuple[Tensor, ...]
+    """Prepared blocks [N, C']."""
+    targets: tuple[Tensor, ...]
+    """Labels of each task, [N, ...]."""
+    weights: Tensor | None
+    """Row weights [N], or None where all are 1."""
+    splits: tuple[Split, ...]
+    trivial: Tensor
+    """Loss of each task's best constant on the training rows, [T]: the unit of every loss here."""
+
+    @classmethod
+    def build(
+        cls,
+        tasks: Sequence[Task[Any]],
+        inputs: Inputs,
+        blocks: dict[str, np.ndarray],
+        targets: Sequence[np.ndarray],
+        splits: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        weights: np.ndarray | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Dataset:
+        """Return the dataset of encoded rows; `splits` are pairs of row indices (train, valid)."""
+        prepared = []
+        for block, columns in inputs.columns.items():
+            spec = ENCODERS.spec_class(block)()
+            encoder = ENCODERS.class_of(type(spec))([spec], columns, inputs.fitted[block], [torch.Generator()]).to(dtype)
+            prepared.append(encoder.prepare(torch.from_numpy(blocks[block])).to(device))
+        labels = tuple(torch.from_numpy(target) for target in targets)
+        learned = torch.from_numpy(np.unique(np.concatenate([train for train, _ in splits])))
+        trivial = [task.trivial_loss(label[learned]) for task, label in zip(tasks, labels, strict=True)]
+        return cls(
+            tasks=tuple(tasks),
+            inputs=inputs,
+            blocks=tuple(prepared),
+            targets=tuple(label.to(device) for label in labels),
+            weights=None if weights is None else torch.from_numpy(weights).to(device=device, dtype=dtype),
+            splits=tuple(Split(_index(train, device), _index(valid, device)) for train, valid in splits),
+            trivial=torch.tensor(trivial, device=device, dtype=dtype),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self.trivial.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of training."""
+        return self.trivial.dtype
+
+    def rows(self, index: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """Return blocks [K, B, C'], labels [K, B, ...] and weights [K, B] of rows `index` [K, B]."""
+        flat = index.reshape(-1)
+
+        def take(values: Tensor) -> Tensor:
+            return values.index_select(0, flat).view(*index.shape, *values.shape[1:])
+
+        weights = None if self.weights is None else take(self.weights)
+        return [take(block) for block in self.blocks], [take(target) for target in self.targets], weights
+
+
+def _index(rows: np.ndarray, device: str | torch.device) -> Tensor:
+    return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(device)

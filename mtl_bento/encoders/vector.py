@@ -1,0 +1,57 @@
+"""Vectors (features from any model of the user's): standardised, with a flag for a missing one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from mtl_bento.columns._base import Column
+from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec
+
+
+class VectorEncoderSpec(EncoderSpec):
+    """Vectors as they are, standardised."""
+
+    kind: Literal["vector"] = "vector"
+
+
+@ENCODERS.register(VectorEncoderSpec)
+class VectorEncoder(Encoder[VectorEncoderSpec]):
+    """Standardised numbers of all vector columns, then one missing flag a column.
+
+    Letters: B rows, C numbers of all vectors together.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    first: Tensor
+
+    def __init__(
+        self,
+        specs: Sequence[VectorEncoderSpec],
+        columns: Sequence[Column],
+        fitted: dict[str, Tensor],
+        generators: Sequence[Generator],
+    ) -> None:
+        super().__init__(specs, columns, fitted, generators)
+        self.n_features = len(self.mean) + len(self.first)
+
+    @classmethod
+    def fit(cls, columns: Sequence[Column], values: Tensor) -> dict[str, Tensor]:
+        """values [N, C] with NaN in missing vectors -> mean and spread [C], the first number's place of each column."""
+        mean = values.nanmean(0).nan_to_num(0.0)
+        spread = (values - mean).square().nanmean(0).sqrt().nan_to_num(0.0)
+        sizes = torch.tensor([column.n_features for column in columns])
+        return {"mean": mean, "spread": torch.where(spread > 0, spread, 1.0), "first": sizes.cumsum(0) - sizes}
+
+    def prepare(self, values: Tensor) -> Tensor:
+        """Raw numbers [B, C] -> standardised, cut at ten standard deviations, NaN where missing: [B, C]."""
+        return ((values - self.mean) / self.spread).clamp(-10, 10)
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        """[K or 1, B, C] -> [K or 1, B, C + columns]."""
+        flags = prepared[..., self.first].isnan().to(prepared.dtype)
+        return torch.cat([prepared.nan_to_num(0.0), flags], -1)

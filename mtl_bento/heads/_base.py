@@ -1,0 +1,50 @@
+"""What every head promises: a task's outputs out of its state, for K members at once.
+
+Letters: K members, M TabM's inner members, B rows, D width, O outputs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from torch import Generator, Tensor
+
+from mtl_bento.layers import Stacked
+from mtl_bento.registry import Registry
+from mtl_bento.spec import Spec
+
+
+class HeadSpec(Spec):
+    """Size of a task's own layers."""
+
+    kind: str
+
+
+AnySpec = TypeVar("AnySpec", bound=HeadSpec)
+
+
+class Head(Stacked, Generic[AnySpec]):
+    """One task's own layers; subclasses take `(specs, fan_in, n_outputs, inner, generators)`.
+
+    `fan_in` holds each member's width D, `inner` is TabM's M.
+    """
+
+    @abstractmethod
+    def __init__(
+        self,
+        specs: Sequence[AnySpec],
+        fan_in: Sequence[int],
+        n_outputs: int,
+        inner: int,
+        generators: Sequence[Generator],
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, state: Tensor) -> Tensor:
+        """state [K, M, B, D] -> outputs [K, M, B, O]."""
+
+
+HEADS: Registry[Head[Any]] = Registry("head", package="mtl_bento.heads", group="mtl_bento.heads")

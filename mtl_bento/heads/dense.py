@@ -1,0 +1,55 @@
+"""A linear map, and beside it a hidden layer where the search gives it a width.
+
+The linear path stays where there is a hidden layer (a skip connection), so that heads of width 0 and of any other
+width share a stack without a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+
+from mtl_bento.heads._base import HEADS, Head, HeadSpec
+from mtl_bento.layers import StackedLinear
+from mtl_bento.spec import Searched
+
+
+class DenseHeadSpec(HeadSpec):
+    """Size of a dense head."""
+
+    kind: Literal["dense"] = "dense"
+    width: Annotated[int, Field(ge=0, le=4096), Searched(choices=(0, 32, 64))] = 0
+    """Units of the hidden layer; 0 is a linear head."""
+
+
+@HEADS.register(DenseHeadSpec)
+class DenseHead(Head[DenseHeadSpec]):
+    """outputs = linear(state) + second(relu(first(state))), K members stacked.
+
+    The hidden layer is shared by TabM's inner members, the output layers are their own.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[DenseHeadSpec],
+        fan_in: Sequence[int],
+        n_outputs: int,
+        inner: int,
+        generators: Sequence[Generator],
+    ) -> None:
+        super().__init__(specs, fan_in, n_outputs, inner, generators)
+        outputs, widths = [n_outputs] * len(specs), [spec.width for spec in specs]
+        self.linear = StackedLinear(fan_in, outputs, inner=inner, generators=generators)
+        self.hidden = any(widths)
+        if self.hidden:
+            self.first = StackedLinear(fan_in, widths, generators=generators)
+            self.second = StackedLinear(widths, outputs, inner=inner, bias=False, generators=generators)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """state [K, M, B, D] -> outputs [K, M, B, O]."""
+        out: Tensor = self.linear(state)
+        return out + self.second(torch.relu(self.first(state))) if self.hidden else out

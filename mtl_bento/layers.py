@@ -1,0 +1,159 @@
+"""Layers of K networks at once: every parameter carries the member axis first, every step is one batched product.
+
+Sizes may differ between the members of a stack. A smaller member's parameters are padded with zeros, and stay zero:
+a padded output is act(0) = 0, so its outgoing weights see no gradient, and its incoming weights receive none.
+
+Letters: K members of the stack, M TabM's inner members, B rows, F inputs, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+Init = Callable[[tuple[int, ...], Generator], Tensor]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "silu": nn.functional.silu,
+    "identity": lambda x: x,
+}
+"""Activations with act(0) = 0, which zero padding needs."""
+
+
+def uniform(fan_in: int) -> Init:
+    """Return an initialiser that draws from ±1/sqrt(fan_in), as torch.nn.Linear does."""
+    bound = 1 / math.sqrt(max(fan_in, 1))
+    return lambda shape, generator: (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+def normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Draw from the standard normal distribution."""
+    return torch.randn(shape, generator=generator)
+
+
+def zeros(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Return zeros; the generator is left alone."""
+    del generator
+    return torch.zeros(shape)
+
+
+class Stacked(nn.Module):
+    """A module whose own parameters are stacked: `[K, ...]`, each member drawn at its true shape, padded with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        """The true shape of each member's part, by parameter name."""
+        self.undecayed: set[str] = set()
+        """Names of parameters that weight decay leaves alone."""
+
+    def stack(
+        self,
+        name: str,
+        shapes: Sequence[tuple[int, ...]],
+        init: Sequence[Init],
+        generators: Sequence[Generator],
+        *,
+        decay: bool = True,
+        padded_to: tuple[int, ...] = (),
+    ) -> None:
+        """Add the parameter `name`, member k of it drawn by `init[k]` with `generators[k]` at `shapes[k]`.
+
+        It may hold the first members of the stack only (deeper layers do). `padded_to` is the least padded shape.
+        """
+        widest = [max(sizes) for sizes in zip(*shapes, *([padded_to] if padded_to else []), strict=True)]
+        padded = torch.zeros(len(shapes), *widest)
+        for k, (shape, draw, generator) in enumerate(zip(shapes, init, generators, strict=True)):
+            padded[k][tuple(slice(size) for size in shape)] = draw(shape, generator)
+        self.register_parameter(name, nn.Parameter(padded))
+        self.shapes[name] = list(shapes)
+        if not decay:
+            self.undecayed.add(name)
+
+
+class PerMember(nn.ModuleList):
+    """K ordinary modules, one a member, for what cannot be stacked: slower, same contract."""
+
+
+class StackedLinear(Stacked):
+    """K linear maps in one batched product.
+
+    Args:
+        fan_in, fan_out: the true sizes of each member.
+        inner: TabM's M where each inner member has weights of its own, 1 where they share.
+        generators: one a member, for the initial weights.
+        bias: whether to add one.
+        padded: the least padded sizes, in and out, where neighbours in the stack are wider than these members.
+    """
+
+    def __init__(
+        self,
+        fan_in: Sequence[int],
+        fan_out: Sequence[int],
+        *,
+        generators: Sequence[Generator],
+        inner: int = 1,
+        bias: bool = True,
+        padded: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__()
+        self.inner = inner
+        draws = [uniform(size) for size in fan_in]
+        sizes = list(zip(fan_in, fan_out, strict=True))
+        self.stack("weight", [(inner, i, o) for i, o in sizes], draws, generators, padded_to=(inner, *padded))
+        if bias:
+            shapes = [(inner, 1, o) for _, o in sizes]
+            self.stack("bias", shapes, draws, generators, decay=False, padded_to=(inner, 1, padded[1]))
+        else:
+            self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K or 1, M or 1, B, F] -> [K, M, B, D]."""
+        n, m, rows, width = x.shape
+        members = self.weight.shape[0]
+        if self.inner > 1:
+            x = x.expand(members, self.inner, rows, width).reshape(members * self.inner, rows, width)
+            weight = self.weight.flatten(0, 1)  # [K*M, F, D]
+            out = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.flatten(0, 1), x, weight)
+            return out.view(members, self.inner, rows, -1)
+        x = x.reshape(n, m * rows, width).expand(members, m * rows, width)
+        weight = self.weight[:, 0]  # [K, F, D]
+        out = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias[:, 0], x, weight)
+        return out.view(members, m, rows, -1)
+
+
+class Dropout(nn.Module):
+    """Dropout with a rate for each member; rates are rounded to 1/256, since the bits are drawn as bytes.
+
+    The bits are drawn for the whole stack from `generator`, which whoever trains must set; with every rate at 0, and in
+    evaluation, it does nothing.
+    """
+
+    threshold: Tensor
+    scale: Tensor
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        super().__init__()
+        steps = [round(rate * 256) for rate in rates]
+        self.active = any(steps)
+        self.generator: Generator | None = None
+        self.register_buffer("threshold", torch.tensor(steps, dtype=torch.uint8).view(-1, 1, 1, 1), persistent=False)
+        scale = torch.tensor([256 / (256 - step) for step in steps], dtype=torch.float64).view(-1, 1, 1, 1)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K, M, B, D] -> the same shape; x may hold the first members of the stack only."""
+        if not (self.training and self.active):
+            return x
+        bits = torch.empty(x.shape, dtype=torch.uint8, device=x.device).random_(generator=self.generator)
+        n = x.shape[0]
+        return x * ((bits >= self.threshold[:n]) * self.scale[:n].to(x.dtype))
+
+
+def narrowed(x: Tensor, n: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `change` to the first n members only: the stack narrows as depth grows (members lie deepest first)."""
+    return change(x) if n == x.shape[0] else torch.cat([change(x[:n]), x[n:]])

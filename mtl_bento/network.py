@@ -1,0 +1,224 @@
+"""K multi-task networks as one module: encoders, a shared trunk, a head a task; every tensor has the member axis first.
+
+Letters: K members, T tasks, M TabM's inner members, B rows, C columns of a block, F features, O outputs of a head,
+P all parameters of a member, padding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, SerializeAsAny
+from torch import Generator, Tensor, nn
+
+from mtl_bento.columns._base import Column
+from mtl_bento.encoders._base import ENCODERS, EncoderSpec
+from mtl_bento.heads._base import HEADS, HeadSpec
+from mtl_bento.layers import Dropout, PerMember, Stacked
+from mtl_bento.spec import Spec
+from mtl_bento.tasks._base import Task
+from mtl_bento.trunks._base import TRUNKS, TrunkSizes, TrunkSpec
+
+AnyEncoder = Annotated[EncoderSpec, BeforeValidator(ENCODERS.parse), SerializeAsAny()]
+AnyTrunk = Annotated[TrunkSpec, BeforeValidator(TRUNKS.parse), SerializeAsAny()]
+AnyHead = Annotated[HeadSpec, BeforeValidator(HEADS.parse), SerializeAsAny()]
+
+
+class NetworkSpec(Spec):
+    """One network: how each block is encoded, the trunk, and a head for each task."""
+
+    encoders: dict[str, AnyEncoder]
+    trunk: AnyTrunk
+    heads: dict[str, AnyHead]
+
+    def stack_key(self) -> tuple[Any, ...]:
+        """Return what two networks must have in common to share a stack."""
+        parts = [*self.encoders.values(), self.trunk, *self.heads.values()]
+        return tuple(part.stack_key() for part in parts)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What networks read: the columns of each block, and what its encoder learned of the training rows."""
+
+    columns: dict[str, tuple[Column, ...]]
+    fitted: dict[str, dict[str, Tensor]]
+
+    @classmethod
+    def fit(cls, columns: dict[str, tuple[Column, ...]], blocks: dict[str, Tensor]) -> Inputs:
+        """Return inputs fitted on training rows, `blocks[b]` [N, C]."""
+        fitted = {}
+        for block, held in columns.items():
+            encoder = ENCODERS.class_of(ENCODERS.spec_class(block))
+            fitted[block] = encoder.fit(held, blocks[block])
+        return cls(columns, fitted)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parameter of a network and whose it is."""
+
+    name: str
+    parameter: nn.Parameter
+    shapes: list[tuple[int, ...]] | None
+    """The true shape of each member's share of a stacked parameter; None where one member owns it."""
+    member: int
+    """The owner, where one member owns it."""
+    decay: bool
+
+    def of(self, k: int) -> Tensor | None:
+        """Return member k's share at its true shape, or None where it has none."""
+        if self.shapes is None:
+            return self.parameter if k == self.member else None
+        if k >= len(self.shapes):
+            return None
+        return self.parameter[k][tuple(slice(size) for size in self.shapes[k])]
+
+
+class Network(nn.Module):
+    """K networks, deepest trunk first.
+
+    Args:
+        specs: one a member; all of one `stack_key`.
+        inputs: columns and what encoders learned of them.
+        tasks: the targets, in order.
+        seeds: one a member, for its initial weights alone.
+    """
+
+    def __init__(
+        self, specs: Sequence[NetworkSpec], inputs: Inputs, tasks: Sequence[Task[Any]], seeds: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.specs, self.tasks, self.blocks = list(specs), list(tasks), list(inputs.columns)
+        generators = [Generator().manual_seed(seed) for seed in seeds]
+        self.encoders = nn.ModuleList(
+            _build(ENCODERS, [s.encoders[block] for s in specs], inputs.columns[block], inputs.fitted[block], generators)
+            for block in self.blocks
+        )
+        sizes = TrunkSizes(sum(encoder.n_features for encoder in self.encoders), len(tasks))
+        self.trunk = _build(TRUNKS, [s.trunk for s in specs], sizes, generators)
+        self.heads = nn.ModuleList(
+            _build(
+                HEADS, [s.heads[task.name] for s in specs], self.trunk.widths, task.n_outputs, self.trunk.inner, generators
+            )
+            for task in tasks
+        )
+
+    @property
+    def n_members(self) -> int:
+        """K."""
+        return len(self.specs)
+
+    def prepare(self, blocks: dict[str, Tensor]) -> list[Tensor]:
+        """Return what can be computed once per row: encoded blocks [B, C] -> prepared [B, C'], in order of `blocks`."""
+        return [encoder.prepare(blocks[name]) for name, encoder in zip(self.blocks, self.encoders, strict=True)]
+
+    def forward(self, prepared: Sequence[Tensor]) -> list[Tensor]:
+        """Prepared blocks [K or 1, B, C'] -> outputs [K, M, B, O] for each task."""
+        features = [encoder(values) for encoder, values in zip(self.encoders, prepared, strict=True)]
+        members = max(part.shape[0] for part in features)
+        joined = torch.cat([part.expand(members, -1, -1) for part in features], -1)  # [K or 1, B, F]
+        states = self.trunk(joined)  # [T, K, M, B, D]
+        return [head(state) for head, state in zip(self.heads, states, strict=True)]
+
+    def answers(self, prepared: Sequence[Tensor]) -> list[Tensor]:
+        """Prepared blocks [K or 1, B, C'] -> answers averaged over M, [K, B, O'] for each task."""
+        outputs = self(prepared)
+        return [task.activate(out).mean(1) for task, out in zip(self.tasks, outputs, strict=True)]
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every parameter with its owner, those under weight decay first, in an order that the specs alone fix."""
+        parts = list(self._parts())
+        yield from (part for part in parts if part.decay)
+        yield from (part for part in parts if not part.decay)
+
+    def _parts(self) -> Iterator[Part]:
+        for path, module in self.named_modules():
+            if isinstance(module, Stacked):
+                for name, shapes in module.shapes.items():
+                    parameter = module.get_parameter(name)
+                    yield Part(f"{path}.{name}", parameter, shapes, -1, name not in module.undecayed)
+            elif isinstance(module, PerMember):
+                for k, own in enumerate(module):
+                    for name, parameter in own.named_parameters():
+                        yield Part(f"{path}.{name}", parameter, None, k, parameter.ndim > 1)
+
+    def member_state(self, k: int) -> dict[str, Tensor]:
+        """Return member k's parameters at their true shapes, by name: the same names whichever stack it is in."""
+        held = ((part.name, part.of(k)) for part in self.parts())
+        return {name: share.detach().clone() for name, share in held if share is not None}
+
+    def load_member(self, k: int, state: dict[str, Tensor]) -> None:
+        """Set member k's parameters."""
+        with torch.no_grad():
+            for part in self.parts():
+                if (share := part.of(k)) is not None:
+                    share.copy_(state[part.name])
+
+    def set_generator(self, generator: Generator) -> None:
+        """Give every dropout layer the generator of its bits."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+    def n_parameters(self, k: int) -> int:
+        """Return how many parameters member k has."""
+        shares = (part.of(k) for part in self.parts())
+        return sum(share.numel() for share in shares if share is not None)
+
+
+@dataclass
+class Flat:
+    """All parameters of a stack as one matrix [K, P], and their gradients as another: the optimiser's view.
+
+    The parameters of the network become views of `data`, so that an optimiser step, a snapshot or a checkpoint is one
+    tensor operation; `gradients` are the views of `grad` in the order of `parameters`. The first `n_decayed` columns are
+    under weight decay.
+    """
+
+    data: Tensor
+    grad: Tensor
+    n_decayed: int
+    places: dict[str, tuple[int, int]]
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, network: Network) -> Flat:
+        """Move the parameters of a network into one matrix."""
+        parts = list(network.parts())
+        sizes: dict[str, int] = {}
+        for part in parts:
+            own = part.parameter.numel() if part.shapes is None else part.parameter[0].numel()
+            sizes[part.name] = max(sizes.get(part.name, 0), own)
+        ends, total = {}, 0
+        for name, size in sizes.items():
+            ends[name] = (total, total + size)
+            total += size
+        decayed = {part.name for part in parts if part.decay}
+        example = parts[0].parameter
+        data = torch.zeros(network.n_members, total, dtype=example.dtype, device=example.device)
+        flat = cls(data, torch.zeros_like(data), sum(sizes[name] for name in decayed), ends)
+        with torch.no_grad():
+            for part in parts:
+                view = flat.view(flat.data, part)
+                view.copy_(part.parameter)
+                part.parameter.data = view
+                flat.parameters.append(part.parameter)
+                flat.gradients.append(flat.view(flat.grad, part))
+        return flat
+
+    def view(self, matrix: Tensor, part: Part) -> Tensor:
+        """Return the part of a [K, P] matrix that holds a parameter, in the parameter's shape."""
+        start, end = self.places[part.name]
+        shape = part.parameter.shape
+        if part.shapes is None:
+            return matrix[part.member, start : start + part.parameter.numel()].view(shape)
+        return matrix[: shape[0], start:end].view(shape)
+
+
+def _build(registry: Any, specs: Sequence[Spec], *sizes: Any) -> Any:
+    return registry.class_of(type(specs[0]))(specs, *sizes)

@@ -1,0 +1,164 @@
+"""What tasks with labels share: levels in their own type, codes for the loss, answers with probabilities."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mtl_bento.columns.categorical import by_text, text_of
+from mtl_bento.errors import SchemaError, SpecError, listing, nearest
+from mtl_bento.tasks._base import Task, TaskSpec, shortest
+
+Label = bool | int | float | str
+MOST_PROBABILITIES = 10
+"""How many probabilities an answer lists: the likeliest."""
+
+
+class LevelsSpec(TaskSpec):
+    """A target with labels."""
+
+    levels: Annotated[tuple[Label, ...], Field()] = ()
+    """The labels in their own type; learned where not given."""
+    dtype: str = "string"
+    """Arrow type of the labels."""
+    class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Weight of a label's rows in the loss, by label; "balanced" weighs each label alike."""
+    frequencies: tuple[float, ...] = ()
+    """Share of each level among the labelled training rows."""
+
+
+AnySpec = TypeVar("AnySpec", bound=LevelsSpec)
+
+
+class LevelsTask(Task[AnySpec]):
+    """A task whose labels are levels: codes in their order, -1 where missing."""
+
+    def __init__(self, spec: AnySpec) -> None:
+        super().__init__(spec)
+        self.texts = [text_of(level) for level in spec.levels]
+        self._class_weights = _class_weights(spec, self.texts)
+
+    @classmethod
+    def fit(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
+        """Return the spec with levels, dtype and frequencies; SchemaError where a label is unknown or all are alike."""
+        places, firsts = by_text(values, spec.name)
+        if not firsts:
+            raise SchemaError(f"Target {spec.name!r} is missing in every training row; label some rows or leave it out.")
+        levels = spec.levels or tuple(sorted((value for _, value in firsts), key=lambda v: (isinstance(v, str), v)))
+        known = {text_of(level) for level in levels}
+        if unknown := [text for text, _ in firsts if text not in known]:
+            raise SchemaError(_unknown_label(spec.name, unknown[0], levels))
+        if len(firsts) < 2:
+            raise SchemaError(
+                f"Target {spec.name!r} is {firsts[0][1]!r} in every training row; there is nothing to learn, leave it out."
+            )
+        levels = cls.arrange(spec, levels)
+        counts = dict(zip([text for text, _ in firsts], np.bincount(places[places >= 0]).tolist(), strict=True))
+        shares = tuple(counts.get(text_of(level), 0) / sum(counts.values()) for level in levels)
+        dtype = str(pa.array(levels, _own_type(values.type)).type)
+        return spec.model_copy(update={"levels": levels, "dtype": dtype, "frequencies": shares})
+
+    @classmethod
+    def arrange(cls, spec: AnySpec, levels: tuple[Label, ...]) -> tuple[Label, ...]:
+        """Return the levels in the order of their codes."""
+        del spec
+        return levels
+
+    def encode(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return codes, int64 [B], -1 where missing; raises SchemaError on a label that is not one of the levels."""
+        places, firsts = by_text(values, self.name)
+        codes = {text: code for code, text in enumerate(self.texts)}
+        if unknown := [text for text, _ in firsts if text not in codes]:
+            raise SchemaError(_unknown_label(self.name, unknown[0], self.spec.levels))
+        found = np.array([codes[text] for text, _ in firsts] + [-1], dtype=np.int64)
+        return np.asarray(found[places])  # a missing cell's place is -1: the last
+
+    def known(self, targets: Tensor) -> Tensor:
+        """Return where the code is not -1."""
+        return targets >= 0
+
+    def emphasis(self, targets: Tensor) -> Tensor | None:
+        """Return the class weight of each row's label, or None where labels weigh alike."""
+        if self._class_weights is None:
+            return None
+        return self._class_weights.to(targets.device)[targets.clamp_min(0)]
+
+    def trivial_loss(self, targets: Tensor) -> float:
+        """Return the entropy of the known labels in nats."""
+        counts = torch.bincount(targets[self.known(targets)], minlength=2).double()
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * shares.log()).sum().clamp(max=-1e-6))
+
+    @abstractmethod
+    def probabilities(self, answers: np.ndarray) -> np.ndarray:
+        """Return the probability of each level [B, C] for answers [B, O]."""
+
+    def values(self, answers: np.ndarray) -> pa.Array:
+        """Return the likeliest label of each row, in the target's own dtype."""
+        return self._typed().take(pa.array(self.probabilities(answers).argmax(1)))
+
+    def columns(self, answers: np.ndarray) -> dict[str, pa.Array]:
+        """Return a column `proba__LABEL` a level."""
+        table = self.probabilities(answers).astype(np.float32)
+        return {f"proba__{name}": pa.array(table[:, c]) for c, name in enumerate(self.texts)}
+
+    def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
+        """Return value, its probability and the likeliest labels' probabilities per row."""
+        table = self.probabilities(answers)
+        levels = self._typed().to_pylist()
+        listed = np.argsort(-table, axis=1, kind="stable")[:, :MOST_PROBABILITIES]
+        if table.shape[1] <= MOST_PROBABILITIES:
+            listed = np.broadcast_to(np.arange(table.shape[1]), table.shape)
+        best = table.argmax(1)
+        answered = []
+        for code, row, places in zip(best, map(shortest, table), listed, strict=True):
+            shares = {self.texts[c]: row[c] for c in places}
+            answered.append({"value": levels[code], "probability": row[code], "probabilities": shares})
+        return answered
+
+    def card(self) -> dict[str, Any]:
+        """Return name, kind and classes in their own type."""
+        return {"name": self.name, "kind": self.spec.kind, "classes": self._typed().to_pylist()}
+
+    def _typed(self) -> pa.Array:
+        return pa.array(self.spec.levels, _arrow_type(self.spec.dtype))
+
+
+def _own_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type that predicted labels come back in: the target's own, where its levels fit it."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    # Whole numbers with missing cells are floats in pandas; their levels are whole, and so is the answer.
+    return kind if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_float32(kind) else None
+
+
+def _arrow_type(name: str) -> pa.DataType:
+    return pa.type_for_alias(name)
+
+
+def _class_weights(spec: LevelsSpec, texts: list[str]) -> Tensor | None:
+    """Return the weight of each level, float32 [C]; raises SpecError for a label that the target lacks."""
+    if spec.class_weight is None or not texts:
+        return None
+    if spec.class_weight == "balanced":
+        return torch.tensor([1 / (len(texts) * max(share, 1e-6)) for share in spec.frequencies])
+    given = dict(spec.class_weight)
+    for label in given:
+        if label not in texts:
+            raise SpecError(
+                f"Target {spec.name!r}: class_weight names {label!r}{nearest(label, texts)} Its labels: {listing(texts)}."
+            )
+    return torch.tensor([given.get(label, 1.0) for label in texts])
+
+
+def _unknown_label(name: str, label: str, levels: tuple[Label, ...]) -> str:
+    return (
+        f"Target {name!r} holds {label!r}, which is not one of its levels ({listing(map(text_of, levels))}). "
+        "Correct or clear those cells, or add it to `levels` and search again."
+    )

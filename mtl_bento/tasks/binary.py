@@ -1,0 +1,72 @@
+"""Yes or no: the logistic loss of one logit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl_bento.columns.categorical import text_of
+from mtl_bento.errors import SchemaError, listing
+from mtl_bento.tasks._base import TASKS
+from mtl_bento.tasks._levels import Label, LevelsSpec, LevelsTask
+
+
+class BinarySpec(LevelsSpec):
+    """One of two labels; `levels` holds the negative one first."""
+
+    kind: Literal["binary"] = "binary"
+    positive: Label | None = None
+    """The label whose probability is learned; None takes the later of the two in their natural order."""
+
+
+@TASKS.register(BinarySpec)
+class Binary(LevelsTask[BinarySpec]):
+    """Logistic loss in nats; answers are the positive label's probability [B, 1]."""
+
+    metrics = ("roc_auc", "average_precision", "log_loss", "accuracy", "f1", "balanced_accuracy")
+
+    @classmethod
+    def arrange(cls, spec: BinarySpec, levels: tuple[Label, ...]) -> tuple[Label, ...]:
+        """Return the two levels, the negative first; SchemaError where there are not two or `positive` is none of them."""
+        if len(levels) != 2:
+            raise SchemaError(
+                f"Target {spec.name!r} has {len(levels)} different labels ({listing(map(repr, levels), most=5)}); "
+                f"a binary target has two. Use '{spec.name}:multiclass'."
+            )
+        if spec.positive is None:
+            return levels
+        last = [level for level in levels if text_of(level) == text_of(spec.positive)]
+        if not last:
+            raise SchemaError(
+                f"Target {spec.name!r}: positive {spec.positive!r} is not one of its labels ({listing(map(repr, levels))})."
+            )
+        return (*(level for level in levels if level is not last[0]), last[0])
+
+    @property
+    def n_outputs(self) -> int:
+        """One: the logit of the positive label."""
+        return 1
+
+    def row_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 1], targets [K or 1, 1, B] -> nats [K, M, B]."""
+        logit = outputs.squeeze(-1)
+        return torch.nn.functional.softplus(logit) - logit * targets.clamp_min(0).to(logit.dtype)
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return the positive label's probability."""
+        return outputs.sigmoid()
+
+    def answer_losses(self, answers: Tensor, targets: Tensor) -> Tensor:
+        """answers [..., B, 1], targets [..., B] -> nats [..., B], NaN where missing."""
+        p = answers.squeeze(-1)
+        chosen = torch.where(targets == 1, p, 1 - p).clamp_min(1e-7)
+        return torch.where(self.known(targets), -chosen.log(), torch.nan)
+
+    def probabilities(self, answers: np.ndarray) -> np.ndarray:
+        """answers [B, 1] -> probabilities [B, 2], the negative label first."""
+        return np.concatenate([1 - answers, answers], 1)
+
+

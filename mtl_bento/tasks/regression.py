@@ -1,0 +1,122 @@
+"""A number: squared error on standardised labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+
+from mtl_bento.errors import SchemaError
+from mtl_bento.spec import Finite
+from mtl_bento.tasks._base import TASKS, Task, TaskSpec, shortest, zero_fill
+
+
+class RegressionSpec(TaskSpec):
+    """A number to predict; mean and spread are learned from the training labels."""
+
+    kind: Literal["regression"] = "regression"
+    mean: Finite = 0.0
+    spread: Finite = 1.0
+    """Standard deviation of the training labels."""
+    dtype: str = "double"
+    """Arrow type of the predictions: the target's own where it is a float."""
+
+
+@TASKS.register(RegressionSpec)
+class Regression(Task[RegressionSpec]):
+    """Squared error in units of the training labels' variance; answers are standardised numbers [B, 1]."""
+
+    metrics = ("r2", "rmse", "mae")
+
+    @classmethod
+    def fit(cls, spec: RegressionSpec, values: pa.ChunkedArray) -> RegressionSpec:
+        """Return the spec with mean, spread and dtype of the labels; SchemaError where they are no numbers or constant."""
+        numbers = _numbers(spec.name, values)
+        known = numbers[~np.isnan(numbers)]
+        if not len(known):
+            raise SchemaError(f"Target {spec.name!r} is missing in every training row; label some rows or leave it out.")
+        if known.min() == known.max():
+            raise SchemaError(
+                f"Target {spec.name!r} is {known[0]:g} in every training row; there is nothing to learn, leave it out."
+            )
+        dtype = "float" if values.type == pa.float32() else "double"
+        return spec.model_copy(update={"mean": float(known.mean()), "spread": float(known.std()), "dtype": dtype})
+
+    @property
+    def n_outputs(self) -> int:
+        """One: the standardised number."""
+        return 1
+
+    def encode(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return standardised labels, float32 [B], NaN where missing."""
+        return ((_numbers(self.name, values) - self.spec.mean) / self.spec.spread).astype(np.float32)
+
+    def known(self, targets: Tensor) -> Tensor:
+        """Return where the label is not NaN."""
+        return ~targets.isnan()
+
+    def row_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 1], targets [K or 1, 1, B] -> squared errors [K, M, B]."""
+        return (outputs.squeeze(-1) - zero_fill(targets, self.known(targets)).to(outputs.dtype)).square()
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return the standardised numbers as they are."""
+        return outputs
+
+    def answer_losses(self, answers: Tensor, targets: Tensor) -> Tensor:
+        """answers [..., B, 1], targets [..., B] -> squared errors [..., B], NaN where missing."""
+        return (answers.squeeze(-1) - targets).square()
+
+    def trivial_loss(self, targets: Tensor) -> float:
+        """Return the variance of the known standardised labels."""
+        return float(targets[self.known(targets)].double().var(unbiased=False).clamp_min(1e-12))
+
+    def values(self, answers: np.ndarray) -> pa.Array:
+        """Return predictions in the target's own unit."""
+        return pa.array(self._numbers(answers)).cast(self.spec.dtype)
+
+    def columns(self, answers: np.ndarray) -> dict[str, pa.Array]:
+        """Return nothing beside the value; intervals come with calibration."""
+        del answers
+        return {}
+
+    def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
+        """Return `{"value": number}` per row."""
+        return [{"value": value} for value in shortest(self._numbers(answers))]
+
+    def card(self) -> dict[str, Any]:
+        """Return name, kind, and mean and spread of the training labels."""
+        return {"name": self.name, "kind": self.spec.kind, "mean": self.spec.mean, "spread": self.spec.spread}
+
+    def _numbers(self, answers: np.ndarray) -> np.ndarray:
+        return answers[:, 0].astype(np.float64) * self.spec.spread + self.spec.mean
+
+
+def _numbers(name: str, values: pa.ChunkedArray) -> np.ndarray:
+    """Return labels as float64 [B] with NaN where missing; raises SchemaError naming the first that is no number."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    try:
+        numbers = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise SchemaError(_not_a_number(name, values)) from None
+    if np.isinf(numbers).any():
+        row = int(np.isinf(numbers).argmax())
+        raise SchemaError(f"Target {name!r}, row {row}: infinity is not a label; clear the cell or correct it.")
+    return np.asarray(numbers, dtype=np.float64)
+
+
+def _not_a_number(name: str, values: pa.ChunkedArray) -> str:
+    for row, value in enumerate(values.to_pylist()):
+        try:
+            if value is not None:
+                float(value)
+        except (TypeError, ValueError):
+            return (
+                f"Target {name!r}, row {row}: {value!r} is not a number; a regression target holds numbers only. "
+                f"Use '{name}:multiclass' for labels."
+            )
+    return f"Target {name!r} holds {values.type}, which is not a number; a regression target holds numbers only."

@@ -1,0 +1,294 @@
+"""Cohorts: many members in training as one tensor program.
+
+A *member* is one network in training: its hyperparameters, the loss weight of each task, the split that it learns
+from, a seed. A *cohort* is K members whose tensors stack. `Cohort.advance` is a pure function of the cohort's state and
+the dataset: budgets are counted in steps, never by the clock, and every random draw comes from a generator seeded by
+what identifies the member (or, for dropout bits, the stack).
+
+Letters: K members, T tasks, B rows of a batch, V rows of validation, S steps, P parameters of a member.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Generator, Tensor
+
+from mtl_bento.dataset import Dataset
+from mtl_bento.network import Flat, Network, NetworkSpec
+from mtl_bento.spec import MustMatch, Searched, Spec
+from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
+from mtl_bento.weighting.static import StaticWeightingSpec
+
+AnyWeighting = Annotated[WeightingSpec, BeforeValidator(WEIGHTINGS.parse), SerializeAsAny()]
+
+EVALUATIONS = 16
+"""How often a full budget looks at the validation rows; each member keeps the weights of its best look."""
+VALID_CHUNK = 4096
+"""Validation rows per forward pass, so that memory stays flat."""
+PLANNED_STEPS = 64
+"""Steps whose row indices are drawn ahead and sent to the device at once."""
+
+
+class TrainingSpec(Spec):
+    """How a member learns: AdamW (Loshchilov and Hutter, ICLR 2019) on clipped gradients."""
+
+    lr: Annotated[float, Field(gt=0, le=1), Searched(5e-4, 1e-2, log=True)] = 2e-3
+    """Highest learning rate; it rises over the first twentieth of the steps and falls along a cosine."""
+    weight_decay: Annotated[float, Field(ge=0, le=10), Searched(1e-4, 0.3, log=True)] = 1e-2
+    """Decoupled weight decay of weight matrices; biases, embeddings and scalings have none."""
+    batch_size: Annotated[int, Field(ge=1), MustMatch] = 256
+    """Rows a step."""
+    steps: Annotated[int, Field(ge=1), MustMatch] = 2048
+    """The whole budget."""
+    weighting: Annotated[AnyWeighting, MustMatch] = StaticWeightingSpec()
+
+    def stack_key(self) -> tuple[Any, ...]:
+        """Return what must agree in a stack: batch size, steps, and the weighting's own key."""
+        return (self.batch_size, self.steps, self.weighting.stack_key())
+
+
+class MemberSpec(Spec):
+    """One member, apart from its seed and split."""
+
+    network: NetworkSpec
+    training: TrainingSpec
+
+    def stack_key(self) -> tuple[Any, ...]:
+        """Return what two members must have in common to share a stack."""
+        return (self.network.stack_key(), self.training.stack_key())
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network in training."""
+
+    spec: MemberSpec
+    seed: int
+    split: int = 0
+    """Which of the dataset's splits it learns from."""
+    tasks: tuple[bool, ...] | None = None
+    """The tasks that it is judged on; None is those whose loss it descends, all of them where that cannot be told."""
+
+
+@dataclass
+class Best:
+    """The best look at the validation rows so far, for each member."""
+
+    score: Tensor
+    losses: Tensor
+    data: Tensor
+
+
+class Cohort:
+    """K members in training: one stack.
+
+    Args:
+        members: all of one `stack_key`; they are kept deepest first, so `members` may come back in another order.
+        dataset: rows, tasks and splits.
+        reference: loss of each task [T] (in units of the trivial predictor's) by which its score is divided; ones by default.
+        seed: of the dropout bits of the whole stack.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], dataset: Dataset, *, reference: Tensor | None = None, seed: int = 0
+    ) -> None:
+        # Stable: equal depths keep their order, so that a cohort is a function of its members' order alone.
+        self.members = sorted(members, key=lambda m: -m.spec.network.trunk.shared_depth)
+        if len({m.spec.stack_key() for m in self.members}) != 1:
+            raise ValueError("members of one cohort must agree on every field that is marked to match")
+        specs = [m.spec for m in self.members]
+        self.training = specs[0].training
+        self.step = 0
+        self.seed = seed
+        self.network = Network([s.network for s in specs], dataset.inputs, dataset.tasks, [m.seed for m in self.members])
+        self.network.to(device=dataset.device, dtype=dataset.dtype)
+        self.flat = Flat.of(self.network)
+        self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
+        self.counter = torch.zeros((), device=dataset.device)
+        self._delta = torch.zeros_like(self.flat.data)
+        weighting_class = WEIGHTINGS.class_of(type(self.training.weighting))
+        names = [task.name for task in dataset.tasks]
+        self.weighting: Any = weighting_class([s.training.weighting for s in specs], names)  # type: ignore[call-arg]
+        self.weighting.to(device=dataset.device, dtype=dataset.dtype)
+        self._columns(dataset)
+        self.judged = torch.tensor([judged_tasks(m, names) for m in self.members], device=dataset.device)
+        ones = torch.ones_like(dataset.trivial)
+        self.unit = ones if reference is None else reference.to(ones)
+        n = len(self.members)
+        self.best = Best(
+            torch.full((n,), math.inf, device=dataset.device, dtype=dataset.dtype),
+            torch.full((n, len(names)), math.inf, device=dataset.device, dtype=dataset.dtype),
+            self.flat.data.clone(),
+        )
+        self.curve: list[tuple[int, list[list[float]]]] = []
+
+    def _columns(self, dataset: Dataset) -> None:
+        """Lay out each member's rates as columns [K, 1]."""
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, device=dataset.device, dtype=dataset.dtype).view(-1, 1)
+
+        self.lr = column([m.spec.training.lr for m in self.members])
+        self.weight_decay = column([m.spec.training.weight_decay for m in self.members])
+
+    def advance(self, dataset: Dataset, steps: int) -> Tensor:
+        """Train for `steps` more steps, look at the validation rows on the way; return each best look's losses [K, T]."""
+        goal = min(self.step + steps, self.training.steps)
+        every = max(1, self.training.steps // EVALUATIONS)
+        self.network.set_generator(Generator(dataset.device).manual_seed(stable_seed(self.seed, "dropout", self.step)))
+        while self.step < goal:
+            stop = min(goal, (self.step // every + 1) * every)
+            self._train(dataset, stop)
+            self._look(dataset)
+        return self.best.losses
+
+    def _train(self, dataset: Dataset, stop: int) -> None:
+        self.network.train()
+        while self.step < stop:
+            plan = self._plan(dataset, min(stop - self.step, PLANNED_STEPS))
+            for index in plan:
+                self._step(dataset, index)
+                self.step += 1
+
+    def _plan(self, dataset: Dataset, steps: int) -> Tensor:
+        """Return the rows of the next steps, [S, K, B]: epochs by permutation, a function of seed and step alone."""
+        drawn = [
+            planned_rows(len(dataset.splits[m.split].train), self.training.batch_size, m.seed, self.step, steps)
+            for m in self.members
+        ]
+        places = torch.from_numpy(np.stack(drawn, 1)).to(dataset.device)
+        rows = [dataset.splits[m.split].train[places[:, k]] for k, m in enumerate(self.members)]
+        return torch.stack(rows, 1)
+
+    def _step(self, dataset: Dataset, index: Tensor) -> None:
+        blocks, targets, weights = dataset.rows(index)
+        outputs = self.network(blocks)
+        losses = torch.stack(
+            [task.loss(out, y, weights) for task, out, y in zip(dataset.tasks, outputs, targets, strict=True)], -1
+        )  # [K, T]
+        objective = self.weighting(losses / dataset.trivial).sum()
+        gradients = torch.autograd.grad(objective, self.flat.parameters)
+        torch._foreach_copy_(self.flat.gradients, gradients)
+        self._descend()
+
+    @torch.no_grad()
+    def _descend(self) -> None:
+        """One AdamW step of all members: rates differ by member, so Adam's step is taken at rate 1 into a buffer first."""
+        norm = self.flat.grad.norm(dim=1, keepdim=True)
+        self.flat.grad.mul_((1.0 / (norm + 1e-6)).clamp(max=1.0))
+        pace = schedule(self.step, self.training.steps)
+        n = self.flat.n_decayed
+        self.flat.data[:, :n].mul_(1 - pace * self.lr * self.weight_decay)
+        self._delta.zero_()
+        self.counter += 1
+        # The kernel of torch.optim.AdamW(fused=True); through the class it would take one parameter group a member.
+        torch._fused_adamw_(  # type: ignore[attr-defined]
+            [self._delta], [self.flat.grad], [self.first], [self.second], [], [self.counter],
+            lr=1.0, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+        )  # fmt: skip
+        self.flat.data.addcmul_(self._delta, self.lr, value=pace)
+
+    @torch.no_grad()
+    def _look(self, dataset: Dataset) -> None:
+        """Judge every member on its validation rows and keep the weights of those that were never better."""
+        losses = self.losses(dataset)
+        weight = torch.tensor([t.spec.weight for t in dataset.tasks], device=losses.device, dtype=losses.dtype)
+        weight = weight * self.judged
+        # A task without labels in this split's validation rows does not count.
+        weight = torch.where(losses.isnan(), 0.0, weight)
+        score = (losses.nan_to_num(0.0) / self.unit * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+        score = torch.where(score.isfinite(), score, torch.inf)
+        better = score < self.best.score
+        self.best.score = torch.where(better, score, self.best.score)
+        self.best.losses = torch.where(better.unsqueeze(-1), losses, self.best.losses)
+        self.best.data = torch.where(better.unsqueeze(-1), self.flat.data, self.best.data)
+        self.curve.append((self.step, losses.tolist()))
+
+    @torch.no_grad()
+    def losses(self, dataset: Dataset) -> Tensor:
+        """Return each member's mean loss on its validation rows, M averaged first, in units of the trivial loss [K, T]."""
+        splits = sorted({m.split for m in self.members})
+        out = torch.full((len(self.members), len(dataset.tasks)), torch.nan, device=dataset.device, dtype=dataset.dtype)
+        for split in splits:
+            own = torch.tensor([k for k, m in enumerate(self.members) if m.split == split], device=dataset.device)
+            out[own] = self._losses_on(dataset, dataset.splits[split].valid)[own]
+        return out / dataset.trivial
+
+    def _losses_on(self, dataset: Dataset, rows: Tensor) -> Tensor:
+        """Return every member's weighted mean loss on `rows` [V]: [K, T]; NaN for a task that has no label there."""
+        total: Tensor | float = 0.0
+        count: Tensor | float = 0.0
+        self.network.eval()
+        for index in rows.split(VALID_CHUNK):
+            blocks, targets, weights = dataset.rows(index.unsqueeze(0))
+            answers = self.network.answers(blocks)
+            pairs = list(zip(dataset.tasks, answers, targets, strict=True))
+            losses = torch.stack([task.answer_losses(a, y) for task, a, y in pairs])  # [T, K, V]
+            known = ~losses.isnan()
+            w = known.to(losses.dtype) if weights is None else known * weights
+            total = total + (losses.nan_to_num(0.0) * w).sum(-1)
+            count = count + w.sum(-1)
+        assert isinstance(total, Tensor)
+        return (total / count).T
+
+    @torch.no_grad()
+    def answers(self, dataset: Dataset, rows: Tensor) -> list[Tensor]:
+        """Return every member's answers at its best look on `rows` [B]: [K, B, O] for each task."""
+        held = self.flat.data.clone()
+        self.flat.data.copy_(self.best.data)
+        self.network.eval()
+        parts = [self.network.answers(dataset.rows(i.unsqueeze(0))[0]) for i in rows.split(VALID_CHUNK)]
+        self.flat.data.copy_(held)
+        return [torch.cat(chunks, 1) for chunks in zip(*parts, strict=True)]
+
+    def best_state(self, k: int) -> dict[str, Tensor]:
+        """Return member k's parameters at its best look, at their true shapes."""
+        held = self.flat.data.clone()
+        self.flat.data.copy_(self.best.data)
+        state = self.network.member_state(k)
+        self.flat.data.copy_(held)
+        return state
+
+
+def judged_tasks(member: Member, names: Sequence[str]) -> list[bool]:
+    """Return which tasks a member is judged on."""
+    if member.tasks is not None:
+        return list(member.tasks)
+    return [member.spec.training.weighting.weight(name) > 0 for name in names]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Return the share of the highest learning rate at a step: a short rise, then half a cosine down to nothing."""
+    rise = max(1, steps // 20)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def planned_rows(n_rows: int, batch_size: int, seed: int, step: int, steps: int) -> np.ndarray:
+    """Return places [steps, batch_size] in a member's training rows: its epochs are permutations, laid end to end."""
+    start, end = step * batch_size, (step + steps) * batch_size
+    first, last = start // n_rows, (end - 1) // n_rows
+    epochs = [_permutation(seed, epoch, n_rows) for epoch in range(first, last + 1)]
+    line = np.concatenate(epochs)[start - first * n_rows : end - first * n_rows]
+    return line.reshape(steps, batch_size)
+
+
+@lru_cache(maxsize=64)  # the members of one stack: their next plan begins in the same epoch
+def _permutation(seed: int, epoch: int, n_rows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n_rows)
+
+
+def stable_seed(*parts: Any) -> int:
+    """Return a seed of 63 bits that depends on the parts alone, the same in every process and on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,68 @@
+"""What every trunk promises: one state per task out of the features of all inputs, for K members at once.
+
+The contract, tested for every trunk in float64 with dropout 0 (`mtl_bento.testing.check_trunk`): member k of a stack
+equals that member trained alone.
+
+Letters: T tasks, K members, M TabM's inner members (1 elsewhere), B rows, F inputs, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+from torch import Generator, Tensor
+
+from mtl_bento.layers import Stacked
+from mtl_bento.registry import Registry
+from mtl_bento.spec import MustMatch, Searched, Spec
+
+
+class TrunkSpec(Spec):
+    """Sizes that every trunk has; a trunk's own are added by its subclass."""
+
+    kind: str
+    shared_depth: Annotated[int, Field(ge=1, le=16), Searched(1, 3)] = 2
+    """Layers that all tasks share."""
+    width: Annotated[int, Field(ge=1, le=4096), Searched(32, 256, log=True, step=1)] = 128
+    """Units of a shared layer."""
+    dropout: Annotated[float, Field(ge=0, lt=1), Searched(0.0, 0.5)] = 0.1
+    """Share of units dropped after each shared layer in training."""
+    activation: Annotated[Literal["relu", "silu", "identity"], MustMatch] = "relu"
+    """Non-linearity after each shared layer; each maps 0 to 0, which zero padding needs."""
+
+
+@dataclass(frozen=True)
+class TrunkSizes:
+    """What only the data knows: features F and tasks T."""
+
+    n_features: int
+    n_tasks: int
+
+
+AnySpec = TypeVar("AnySpec", bound=TrunkSpec)
+
+
+class Trunk(Stacked, Generic[AnySpec]):
+    """The shared part of K networks; built from K specs, deepest first."""
+
+    inner: int = 1
+    """TabM's M."""
+    widths: list[int]
+    """D of each member's states."""
+
+    def __init__(self, specs: Sequence[AnySpec], sizes: TrunkSizes, generators: Sequence[Generator]) -> None:
+        super().__init__()
+        del generators
+        self.specs, self.sizes = list(specs), sizes
+        self.widths = [spec.width for spec in specs]
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Tensor:
+        """features [K or 1, B, F] -> one state per task [T, K, M, B, D]."""
+
+
+TRUNKS: Registry[Trunk[Any]] = Registry("trunk", package="mtl_bento.trunks", group="mtl_bento.trunks")

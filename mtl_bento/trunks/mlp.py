@@ -1,0 +1,66 @@
+"""Shared bottom (Caruana, 1997): one multilayer perceptron whose last layer is every task's state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from torch import Generator, Tensor, nn
+
+from mtl_bento.layers import ACTIVATIONS, Dropout, StackedLinear, narrowed
+from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
+
+
+class MLPSpec(TrunkSpec):
+    """Size of a shared-bottom trunk."""
+
+    kind: Literal["mlp"] = "mlp"
+
+
+class Layers(nn.Module):
+    """`shared_depth` layers of linear map, activation and dropout for K members, narrowed as depth grows.
+
+    Letters: K members, M TabM's inner members, B rows, F inputs, D width.
+    """
+
+    def __init__(self, specs: Sequence[TrunkSpec], n_features: int, generators: Sequence[Generator]) -> None:
+        super().__init__()
+        depths = [spec.shared_depth for spec in specs]
+        if depths != sorted(depths, reverse=True):
+            raise ValueError(f"members must lie deepest first, not {depths}")
+        widest = max(spec.width for spec in specs)
+        self.activation = ACTIVATIONS[specs[0].activation]
+        self.linears, self.dropouts = nn.ModuleList(), nn.ModuleList()
+        for level in range(depths[0]):
+            held = [spec for spec, depth in zip(specs, depths, strict=True) if depth > level]
+            fan_in = [spec.width if level else n_features for spec in held]
+            padded = (widest if level else n_features, widest)
+            draws = generators[: len(held)]
+            self.linears.append(StackedLinear(fan_in, [s.width for s in held], generators=draws, padded=padded))
+            self.dropouts.append(Dropout([spec.dropout for spec in held]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [K or 1, M, B, F] -> [K, M, B, D]."""
+        x = self._layer(0, x)
+        for level in range(1, len(self.linears)):
+            x = narrowed(x, self.linears[level].weight.shape[0], partial(self._layer, level))
+        return x
+
+    def _layer(self, level: int, x: Tensor) -> Tensor:
+        out: Tensor = self.dropouts[level](self.activation(self.linears[level](x)))
+        return out
+
+
+@TRUNKS.register(MLPSpec)
+class MLP(Trunk[MLPSpec]):
+    """Shared bottom, K members stacked."""
+
+    def __init__(self, specs: Sequence[MLPSpec], sizes: TrunkSizes, generators: Sequence[Generator]) -> None:
+        super().__init__(specs, sizes, generators)
+        self.layers = Layers(specs, sizes.n_features, generators)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [K or 1, B, F] -> [T, K, 1, B, D], the same state for every task."""
+        state: Tensor = self.layers(features.unsqueeze(1))
+        return state.expand(self.sizes.n_tasks, *state.shape)

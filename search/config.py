@@ -1,0 +1,170 @@
+"""mtl.yaml: the whole spec of a run, validated; options of the command line and of `mb.search` end up here too."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError
+
+from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
+from mtl_bento.registry import one_line
+from mtl_bento.spec import Spec
+from mtl_bento.tasks._base import TASKS
+
+DEFAULT_TIMEOUT_S = 600.0
+"""Total wall time of a run where neither a number of trials nor a timeout is given."""
+
+
+def seconds(value: Any) -> float:
+    """Return a duration in seconds: 600, "90s", "10m" or "2h"; raises SpecError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
+    if isinstance(value, bool) or match is None or float(match[1]) <= 0:
+        raise SpecError(f"timeout {value!r} is not a duration; write seconds or 90s, 10m, 2h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+Seconds = Annotated[float, BeforeValidator(seconds)]
+
+
+class SplitSpec(Spec):
+    """Which rows train, which validate, which are locked away for the test."""
+
+    kind: Literal["random", "column", "fold", "time", "group"] = "random"
+    column: str | None = None
+    """The column that holds the split, fold, time or group."""
+    valid: Annotated[float, Field(gt=0, lt=0.9)] = 0.15
+    """Share of the rows that are not test, for validation; not used with folds."""
+    test: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
+    """Share of all rows for the test."""
+    folds: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Folds of cross-validation; 0 is a holdout; None is 5 below 5,000 rows and a holdout from there."""
+
+
+class Choice(Spec):
+    """A range of `search.space`."""
+
+    low: float
+    high: float
+    log: bool | None = None
+
+
+Domain = Choice | list[Any] | bool | int | float | str
+"""A range, a list of choices, or a fixed value."""
+
+
+class SearchSpec(Spec):
+    """How long and where to search."""
+
+    n_trials: Annotated[int, Field(ge=1)] | None = None
+    timeout: Seconds | None = None
+    """Total active wall time in seconds."""
+    trunk: tuple[str, ...] = ("tabm", "mlp")
+    """Kinds of trunk to choose from; the first is the default."""
+    space: dict[str, Domain] = {}
+    """Narrows or fixes searched parameters, and sets fixed ones, by name."""
+    seed: int = 0
+
+
+class DataSpec(Spec):
+    """Separate tables."""
+
+    train: str
+    valid: str | None = None
+    test: str | None = None
+
+
+class Config(Spec):
+    """The spec of a run; `data` and `targets` suffice."""
+
+    version: Literal[1] = 1
+    data: str | DataSpec | None = None
+    """A table, or separate ones; paths are relative to mtl.yaml."""
+    targets: dict[str, dict[str, Any] | str | None]
+    """Target columns: a kind, or kind and options, or nothing to have the kind inferred."""
+    inputs: dict[str, str] = {}
+    """Kinds of input columns that the inference should not decide."""
+    ignore: tuple[str, ...] = ()
+    """Columns that are no inputs."""
+    sample_weight: str | None = None
+    """A column of row weights."""
+    split: SplitSpec = SplitSpec()
+    search: SearchSpec = SearchSpec()
+
+
+def load_config(path: Path) -> Config:
+    """Return the spec of a mtl.yaml, its paths made absolute; raises SpecError in one line."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(raw, dict):
+        raise SpecError(f"{path} holds no mapping; it needs at least `data` and `targets`.")
+    config = parse_config(raw, where=str(path))
+    if config.data is None:
+        raise SpecError(f"{path}: data is missing; name the table, `data: table.parquet`.")
+    return config.model_copy(update={"data": _beside(config.data, path.parent)})
+
+
+def parse_config(raw: Mapping[str, Any], *, where: str) -> Config:
+    """Return the spec that a mapping describes; raises SpecError naming the key and the nearest allowed one."""
+    try:
+        return Config.model_validate(dict(raw))
+    except ValidationError as error:
+        raise SpecError(_complaint(error, where)) from None
+
+
+def _complaint(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return one_line(error, where=where)
+    *path, key = [str(part) for part in first["loc"]]
+    models: dict[str, type[Spec]] = {"": Config, "split": SplitSpec, "search": SearchSpec, "data": DataSpec}
+    allowed = list(models.get(path[0] if path else "", Choice).model_fields)
+    place = ".".join([*path, key])
+    return f"{where}: {place} is not a known key{nearest(key, allowed)} Allowed: {listing(allowed)}."
+
+
+def _beside(data: str | DataSpec, folder: Path) -> str | DataSpec:
+    if isinstance(data, str):
+        return str(folder / data)
+    return DataSpec(**{name: str(folder / path) for name, path in data.model_dump().items() if path is not None})
+
+
+def parse_targets(names: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any] | str | None]:
+    """Return the targets of `--target NAME[:KIND]` options; NAME may be a pattern such as 'NR-*'.
+
+    A suffix is split off only where it is a known kind. Raises SpecError naming the nearest column where none matches.
+    """
+    targets: dict[str, dict[str, Any] | str | None] = {}
+    for text in names:
+        name, kind = split_kind(text)
+        matched = [name] if name in columns else [c for c in columns if fnmatch.fnmatchcase(c, name)]
+        if not matched:
+            raise SpecError(f"There is no column {name!r} for a target{nearest(name, columns)} Columns: {listing(columns)}.")
+        targets |= dict.fromkeys(matched, kind)
+    return targets
+
+
+def split_kind(text: str) -> tuple[str, str | None]:
+    """Return (name, kind) of `NAME[:KIND]`."""
+    name, colon, kind = text.rpartition(":")
+    return (name, kind) if colon and name and kind in TASKS.kinds() else (text, None)
+
+
+def target_options(name: str, given: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Return a target's options as a mapping, without `kind` where it is to be inferred; raises UnknownKindError."""
+    options = {"kind": given} if isinstance(given, str) else dict(given or {})
+    if options.get("kind") is None:
+        options.pop("kind", None)
+    elif options["kind"] not in TASKS.kinds():
+        kinds = TASKS.kinds()
+        raise UnknownKindError(
+            f"Target {name!r}: there is no task kind {options['kind']!r}{nearest(str(options['kind']), kinds)} "
+            f"Allowed: {listing(kinds)}."
+        )
+    return options
