@@ -16,10 +16,15 @@ from torch import Generator, Tensor, nn
 
 Init = Callable[[tuple[int, ...], Generator], Tensor]
 
+def identity(x: Tensor) -> Tensor:
+    """Return x."""
+    return x
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": nn.functional.silu,
-    "identity": lambda x: x,
+    "identity": identity,
 }
 """Activations with act(0) = 0, which zero padding needs."""
 

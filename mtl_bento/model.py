@@ -8,7 +8,6 @@ Letters: T tasks, K members of a group, B rows, O numbers of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,7 @@ from torch import Tensor
 from mtl_bento import artifact, wire
 from mtl_bento import table as tables
 from mtl_bento.errors import ArtifactError, MtlBentoError, SpecError
-from mtl_bento.network import Inputs, Network, NetworkSpec
+from mtl_bento.network import Inputs, NetworkSpec, Trained, stacks
 from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 
@@ -30,31 +29,6 @@ CHUNK = 4096
 """Rows per forward pass, so that memory stays flat."""
 N_SAMPLES = 16
 """Made-up rows kept for self-tests."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One trained member, apart from any stack: its spec and its parameters at their true shapes."""
-
-    spec: NetworkSpec
-    state: dict[str, Tensor]
-
-
-class NetworkGroup:
-    """A stack of networks that predict together.
-
-    Letters: K members, B rows, C columns of a block, O numbers of an answer.
-    """
-
-    def __init__(self, members: Sequence[Trained], inputs: Inputs, tasks: Sequence[Task[Any]]) -> None:
-        self.network = Network([m.spec for m in members], inputs, tasks, [0] * len(members))
-        for k, member in enumerate(members):
-            self.network.load_member(k, member.state)
-        self.network.eval().requires_grad_(False)
-
-    def answers(self, blocks: dict[str, Tensor]) -> list[Tensor]:
-        """Encoded blocks [B, C] -> answers [K, B, O] for each task."""
-        return self.network.answers([block.unsqueeze(0) for block in self.network.prepare(blocks)])
 
 
 @dataclass
@@ -72,13 +46,9 @@ class Model:
 
     def __post_init__(self) -> None:
         used = [k for k in range(len(self.members)) if self.blend[:, k].any()]
-        # Groups are stacks: members that agree on every must-match field, deepest first.
-        keys: dict[Any, list[int]] = {}
-        for k in used:
-            keys.setdefault(self.members[k].spec.stack_key(), []).append(k)
-        places = [sorted(group, key=lambda k: -self.members[k].spec.trunk.shared_depth) for group in keys.values()]
-        self._groups = [NetworkGroup([self.members[k] for k in group], self.inputs, self.tasks) for group in places]
-        self._order = [k for group in places for k in group]
+        groups = stacks([self.members[k] for k in used], self.inputs, self.tasks)
+        self._networks = [network for _, network in groups]
+        self._order = [used[place] for places, _ in groups for place in places]
         self._shares = torch.from_numpy(self.blend[:, self._order].astype(np.float32))  # [T, used members]
 
     @property
@@ -89,7 +59,7 @@ class Model:
     @property
     def n_parameters(self) -> int:
         """Parameters of all members that take part."""
-        return sum(tensor.numel() for k in self._order for tensor in self.members[k].state.values())
+        return sum(self.members[k].n_parameters for k in self._order)
 
     def predict(self, data: Any, *, output: str = "labels") -> Any:
         """Return predictions for a table, in the caller's kind of frame.
@@ -145,7 +115,9 @@ class Model:
         return dict(zip(self.targets, joined, strict=True))
 
     def _blended(self, blocks: dict[str, Tensor]) -> list[Tensor]:
-        by_group = [group.answers(blocks) for group in self._groups]
+        by_group = [
+            network.answers([block.unsqueeze(0) for block in network.prepare(blocks)]) for network in self._networks
+        ]
         stacked = [torch.cat(held) for held in zip(*by_group, strict=True)]  # T x [used members, B, O]
         return [torch.einsum("k,kbo->bo", share, held) for share, held in zip(self._shares, stacked, strict=True)]
 

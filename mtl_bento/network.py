@@ -69,13 +69,13 @@ class Part:
     """The owner, where one member owns it."""
     decay: bool
 
-    def of(self, k: int) -> Tensor | None:
-        """Return member k's share at its true shape, or None where it has none."""
+    def share(self, values: Tensor, k: int) -> Tensor | None:
+        """Return member k's share of values laid out like the parameter, at its true shape; None where it has none."""
         if self.shapes is None:
-            return self.parameter if k == self.member else None
+            return values if k == self.member else None
         if k >= len(self.shapes):
             return None
-        return self.parameter[k][tuple(slice(size) for size in self.shapes[k])]
+        return values[k][tuple(slice(size) for size in self.shapes[k])]
 
 
 class Network(nn.Module):
@@ -148,14 +148,14 @@ class Network(nn.Module):
 
     def member_state(self, k: int) -> dict[str, Tensor]:
         """Return member k's parameters at their true shapes, by name: the same names whichever stack it is in."""
-        held = ((part.name, part.of(k)) for part in self.parts())
+        held = ((part.name, part.share(part.parameter, k)) for part in self.parts())
         return {name: share.detach().clone() for name, share in held if share is not None}
 
     def load_member(self, k: int, state: dict[str, Tensor]) -> None:
         """Set member k's parameters."""
         with torch.no_grad():
             for part in self.parts():
-                if (share := part.of(k)) is not None:
+                if (share := part.share(part.parameter, k)) is not None:
                     share.copy_(state[part.name])
 
     def set_generator(self, generator: Generator) -> None:
@@ -166,8 +166,36 @@ class Network(nn.Module):
 
     def n_parameters(self, k: int) -> int:
         """Return how many parameters member k has."""
-        shares = (part.of(k) for part in self.parts())
+        shares = (part.share(part.parameter, k) for part in self.parts())
         return sum(share.numel() for share in shares if share is not None)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained member, apart from any stack: its spec and its parameters at their true shapes."""
+
+    spec: NetworkSpec
+    state: dict[str, Tensor]
+
+    @property
+    def n_parameters(self) -> int:
+        """How many parameters it has."""
+        return sum(tensor.numel() for tensor in self.state.values())
+
+
+def stacks(members: Sequence[Trained], inputs: Inputs, tasks: Sequence[Task[Any]]) -> list[tuple[list[int], Network]]:
+    """Return trained members as stacks for prediction: for each, the places of its members in `members`, and the stack."""
+    by_key: dict[Any, list[int]] = {}
+    for k, member in enumerate(members):
+        by_key.setdefault(member.spec.stack_key(), []).append(k)
+    built = []
+    for held in by_key.values():
+        places = sorted(held, key=lambda k: -members[k].spec.trunk.shared_depth)
+        network = Network([members[k].spec for k in places], inputs, tasks, [0] * len(places))
+        for row, k in enumerate(places):
+            network.load_member(row, members[k].state)
+        built.append((places, network.eval().requires_grad_(False)))
+    return built
 
 
 @dataclass
@@ -183,6 +211,7 @@ class Flat:
     grad: Tensor
     n_decayed: int
     places: dict[str, tuple[int, int]]
+    parts: list[Part] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
 
@@ -207,9 +236,21 @@ class Flat:
                 view = flat.view(flat.data, part)
                 view.copy_(part.parameter)
                 part.parameter.data = view
+                flat.parts.append(part)
                 flat.parameters.append(part.parameter)
                 flat.gradients.append(flat.view(flat.grad, part))
         return flat
+
+    def read(self, matrix: Tensor, k: int) -> dict[str, Tensor]:
+        """Return member k's share of a [K, P] matrix by parameter name, copied, at its true shapes."""
+        shares = ((part.name, part.share(self.view(matrix, part), k)) for part in self.parts)
+        return {name: share.clone() for name, share in shares if share is not None}
+
+    def write(self, matrix: Tensor, k: int, state: dict[str, Tensor]) -> None:
+        """Set member k's share of a [K, P] matrix."""
+        for part in self.parts:
+            if (share := part.share(self.view(matrix, part), k)) is not None:
+                share.copy_(state[part.name])
 
     def view(self, matrix: Tensor, part: Part) -> Tensor:
         """Return the part of a [K, P] matrix that holds a parameter, in the parameter's shape."""

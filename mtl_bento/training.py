@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +24,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Generator, Tensor
 
 from mtl_bento.dataset import Dataset
-from mtl_bento.network import Flat, Network, NetworkSpec
+from mtl_bento.network import Flat, Network, NetworkSpec, Trained
 from mtl_bento.spec import MustMatch, Searched, Spec
 from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento.weighting.static import StaticWeightingSpec
@@ -88,32 +89,62 @@ class Best:
     data: Tensor
 
 
+@dataclass(frozen=True)
+class MemberState:
+    """One member in training: parameters, AdamW's moments and the best look so far, each at its true shapes."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """The matrices "data", "first", "second" and "best" -> parameter name -> tensor."""
+    score: float
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A cohort at rest: plain data, to be sent elsewhere, cut, merged or written down."""
+
+    members: tuple[Member, ...]
+    seed: int
+    """Of the dropout bits of the whole stack."""
+    step: int = 0
+    states: tuple[MemberState, ...] = ()
+    """State of each member; empty before the first step."""
+    curve: tuple[tuple[int, list[list[float]]], ...] = ()
+    """Every look at the validation rows since the stack was made: step, losses [K][T]."""
+    stopped: bool = False
+    """Whether the deadline came before the last `advance` had gone its way."""
+
+    @property
+    def losses(self) -> list[list[float]]:
+        """Validation losses [K][T] at each member's best look."""
+        return [state.losses for state in self.states]
+
+    def trained(self, k: int) -> Trained:
+        """Return member k as it was at its best look."""
+        return Trained(self.members[k].spec.network, self.states[k].tensors["best"])
+
+
 class Cohort:
-    """K members in training: one stack.
+    """K members in training: a stack at work.
 
     Args:
-        members: all of one `stack_key`; they are kept deepest first, so `members` may come back in another order.
+        stack: members of one `stack_key`; they must lie deepest first.
         dataset: rows, tasks and splits.
         reference: loss of each task [T] (in units of the trivial predictor's) by which its score is divided; ones by default.
-        seed: of the dropout bits of the whole stack.
     """
 
-    def __init__(
-        self, members: Sequence[Member], dataset: Dataset, *, reference: Tensor | None = None, seed: int = 0
-    ) -> None:
-        # Stable: equal depths keep their order, so that a cohort is a function of its members' order alone.
-        self.members = sorted(members, key=lambda m: -m.spec.network.trunk.shared_depth)
+    def __init__(self, stack: Stack, dataset: Dataset, *, reference: Sequence[float] | None = None) -> None:
+        self.members = stack.members
         if len({m.spec.stack_key() for m in self.members}) != 1:
             raise ValueError("members of one cohort must agree on every field that is marked to match")
         specs = [m.spec for m in self.members]
         self.training = specs[0].training
-        self.step = 0
-        self.seed = seed
+        self.seed, self.step = stack.seed, stack.step
         self.network = Network([s.network for s in specs], dataset.inputs, dataset.tasks, [m.seed for m in self.members])
         self.network.to(device=dataset.device, dtype=dataset.dtype)
         self.flat = Flat.of(self.network)
         self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
-        self.counter = torch.zeros((), device=dataset.device)
+        self.counter = torch.full((), float(self.step), device=dataset.device)
         self._delta = torch.zeros_like(self.flat.data)
         weighting_class = WEIGHTINGS.class_of(type(self.training.weighting))
         names = [task.name for task in dataset.tasks]
@@ -121,15 +152,35 @@ class Cohort:
         self.weighting.to(device=dataset.device, dtype=dataset.dtype)
         self._columns(dataset)
         self.judged = torch.tensor([judged_tasks(m, names) for m in self.members], device=dataset.device)
-        ones = torch.ones_like(dataset.trivial)
-        self.unit = ones if reference is None else reference.to(ones)
+        self.unit = torch.ones_like(dataset.trivial) if reference is None else torch.tensor(reference).to(dataset.trivial)
         n = len(self.members)
         self.best = Best(
             torch.full((n,), math.inf, device=dataset.device, dtype=dataset.dtype),
             torch.full((n, len(names)), math.inf, device=dataset.device, dtype=dataset.dtype),
             self.flat.data.clone(),
         )
-        self.curve: list[tuple[int, list[list[float]]]] = []
+        self.curve = list(stack.curve)
+        for k, state in enumerate(stack.states):
+            self._restore(k, state)
+
+    def _matrices(self) -> dict[str, Tensor]:
+        return {"data": self.flat.data, "first": self.first, "second": self.second, "best": self.best.data}
+
+    @torch.no_grad()
+    def _restore(self, k: int, state: MemberState) -> None:
+        for name, matrix in self._matrices().items():
+            self.flat.write(matrix, k, state.tensors[name])
+        self.best.score[k] = state.score
+        self.best.losses[k] = torch.tensor(state.losses).to(self.best.losses)
+
+    def stack(self, *, stopped: bool = False) -> Stack:
+        """Return the cohort at rest."""
+        scores, losses = self.best.score.tolist(), self.best.losses.tolist()
+        states = tuple(
+            MemberState({n: self.flat.read(matrix, k) for n, matrix in self._matrices().items()}, scores[k], losses[k])
+            for k in range(len(self.members))
+        )
+        return Stack(self.members, self.seed, self.step, states, tuple(self.curve), stopped)
 
     def _columns(self, dataset: Dataset) -> None:
         """Lay out each member's rates as columns [K, 1]."""
@@ -140,24 +191,31 @@ class Cohort:
         self.lr = column([m.spec.training.lr for m in self.members])
         self.weight_decay = column([m.spec.training.weight_decay for m in self.members])
 
-    def advance(self, dataset: Dataset, steps: int) -> Tensor:
-        """Train for `steps` more steps, look at the validation rows on the way; return each best look's losses [K, T]."""
-        goal = min(self.step + steps, self.training.steps)
+    def advance(self, dataset: Dataset, goal: int, *, deadline: float = math.inf) -> bool:
+        """Train up to step `goal`, looking at the validation rows on the way; return whether the deadline came first.
+
+        `deadline` is a time of `time.monotonic()`: it may end a call, never change what a finished one computed.
+        """
+        goal = min(goal, self.training.steps)
         every = max(1, self.training.steps // EVALUATIONS)
         self.network.set_generator(Generator(dataset.device).manual_seed(stable_seed(self.seed, "dropout", self.step)))
         while self.step < goal:
             stop = min(goal, (self.step // every + 1) * every)
-            self._train(dataset, stop)
+            if not self._train(dataset, stop, deadline):
+                return True
             self._look(dataset)
-        return self.best.losses
+        return False
 
-    def _train(self, dataset: Dataset, stop: int) -> None:
+    def _train(self, dataset: Dataset, stop: int, deadline: float) -> bool:
         self.network.train()
         while self.step < stop:
+            if time.monotonic() > deadline:
+                return False
             plan = self._plan(dataset, min(stop - self.step, PLANNED_STEPS))
             for index in plan:
                 self._step(dataset, index)
                 self.step += 1
+        return True
 
     def _plan(self, dataset: Dataset, steps: int) -> Tensor:
         """Return the rows of the next steps, [S, K, B]: epochs by permutation, a function of seed and step alone."""
@@ -240,23 +298,32 @@ class Cohort:
         assert isinstance(total, Tensor)
         return (total / count).T
 
-    @torch.no_grad()
-    def answers(self, dataset: Dataset, rows: Tensor) -> list[Tensor]:
-        """Return every member's answers at its best look on `rows` [B]: [K, B, O] for each task."""
-        held = self.flat.data.clone()
-        self.flat.data.copy_(self.best.data)
-        self.network.eval()
-        parts = [self.network.answers(dataset.rows(i.unsqueeze(0))[0]) for i in rows.split(VALID_CHUNK)]
-        self.flat.data.copy_(held)
-        return [torch.cat(chunks, 1) for chunks in zip(*parts, strict=True)]
 
-    def best_state(self, k: int) -> dict[str, Tensor]:
-        """Return member k's parameters at its best look, at their true shapes."""
-        held = self.flat.data.clone()
-        self.flat.data.copy_(self.best.data)
-        state = self.network.member_state(k)
-        self.flat.data.copy_(held)
-        return state
+def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:
+    """Return members as a stack holds them: deepest first, so that it narrows as depth grows; otherwise in their order."""
+    return tuple(sorted(members, key=lambda member: -member.spec.network.trunk.shared_depth))
+
+
+def advance(
+    stack: Stack,
+    dataset: Dataset,
+    goal: int,
+    *,
+    reference: Sequence[float] | None = None,
+    deadline: float = math.inf,
+) -> Stack:
+    """Return a stack trained up to step `goal`: a pure function of the stack and the dataset, wherever it runs."""
+    cohort = Cohort(stack, dataset, reference=reference)
+    stopped = cohort.advance(dataset, goal, deadline=deadline)
+    return cohort.stack(stopped=stopped)
+
+
+def restack(stacks: Sequence[Stack], kept: Sequence[Sequence[int]], *, seed: int) -> Stack:
+    """Return one stack of the kept members of several at the same step, weights and moments with them."""
+    pairs = [(s.members[k], s.states[k]) for s, places in zip(stacks, kept, strict=True) for k in places]
+    pairs.sort(key=lambda pair: -pair[0].spec.network.trunk.shared_depth)
+    members, states = zip(*pairs, strict=True)
+    return Stack(members, seed, stacks[0].step, states)
 
 
 def judged_tasks(member: Member, names: Sequence[str]) -> list[bool]:

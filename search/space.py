@@ -1,0 +1,274 @@
+"""The space: marks on spec fields become `trial.suggest_*` calls, and sampled values become a member.
+
+Names are what the study shows: `trunk`, `shared_depth`, `width`, `lr`, `head_width.<task>`, `loss_weight.<task>`,
+`mmoe.n_experts`. Every field of a spec can be set by name; those marked `Searched` are searched unless fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import ValidationError
+
+from mtl_bento.encoders._base import ENCODERS
+from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
+from mtl_bento.heads._base import HEADS
+from mtl_bento.network import NetworkSpec
+from mtl_bento.registry import one_line
+from mtl_bento.spec import Searched, Spec
+from mtl_bento.training import MemberSpec, TrainingSpec
+from mtl_bento.trunks._base import TRUNKS, TrunkSpec
+from mtl_bento.weighting._base import WEIGHTINGS
+from mtl_bento_search.config import Choice, Domain
+
+HEAD, WEIGHTING = "dense", "static"
+"""Kinds of head and weighting; each becomes a searched choice when a second kind ships."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One settable field: where it goes, its mark, its default."""
+
+    name: str
+    spec: type[Spec]
+    field: str
+    default: Any
+    mark: Searched | None
+    task: str | None = None
+
+
+class Space:
+    """What a search may choose from.
+
+    Args:
+        blocks: names of the input blocks.
+        tasks: names of the targets.
+        trunks: kinds to choose from, the default first.
+        domains: the user's `search.space`: a range, a list of choices or a fixed value by parameter name; a name before
+            the dot (`head_width`) speaks for every task.
+        batch_size, steps: what the number of rows asks for, where the user fixes nothing.
+
+    Raises SpecError or UnknownKindError where a name or a value is not allowed.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[str],
+        tasks: Sequence[str],
+        *,
+        trunks: Sequence[str] = ("tabm", "mlp"),
+        domains: Mapping[str, Domain] | None = None,
+        batch_size: int = 256,
+        steps: int = 2048,
+    ) -> None:
+        self.blocks, self.tasks = list(blocks), list(tasks)
+        self.trunks = {kind: _trunk_spec(kind) for kind in trunks}
+        sizes = {"batch_size": batch_size, "steps": steps}
+        self._slots = {slot.name: slot for slot in self._all_slots(sizes)}
+        self._domains = self._resolve(domains or {})
+
+    def _all_slots(self, sizes: Mapping[str, int]) -> Iterator[Slot]:
+        for kind, spec in self.trunks.items():
+            for field in _fields(spec):
+                common = field in TrunkSpec.model_fields
+                yield _slot(field if common else f"{kind}.{field}", spec, field)
+        for block in self.blocks:
+            spec = ENCODERS.spec_class(block)
+            yield from (_slot(f"{block}.{field}", spec, field) for field in _fields(spec))
+        head = HEADS.spec_class(HEAD)
+        for task in self.tasks:
+            yield from (_slot(f"head_{field}.{task}", head, field, task=task) for field in _fields(head))
+        weighting = WEIGHTINGS.spec_class(WEIGHTING)
+        if len(self.tasks) > 1:
+            for field in _fields(weighting):
+                yield from (_slot(f"{field}.{task}", weighting, field, task=task, default=1.0) for task in self.tasks)
+        for field in _fields(TrainingSpec):
+            if field != "weighting":
+                yield _slot(field, TrainingSpec, field, default=sizes.get(field))
+
+    def _resolve(self, given: Mapping[str, Domain]) -> dict[str, BaseDistribution | Any]:
+        """Return a distribution or a fixed value for every slot."""
+        exact: dict[str, Domain] = {}
+        for name, domain in given.items():
+            held = [slot for slot in self._slots if slot == name or (slot.startswith(f"{name}.") and self._slots[slot].task)]
+            if name == "trunk":
+                raise SpecError("space: trunk is set by `search: {trunk: [...]}`.")
+            if not held:
+                allowed = dict.fromkeys(slot.partition(".")[0] if s.task else slot for slot, s in self._slots.items())
+                raise SpecError(f"space: there is no parameter {name!r}{nearest(name, allowed)} Allowed: {listing(allowed, most=30)}.")
+            exact |= {slot: domain for slot in held if slot == name or slot not in given}
+        return {
+            name: _domain(slot, exact[name]) if name in exact else _searched(slot) for name, slot in self._slots.items()
+        }
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What is searched, by parameter name (whether or not a trial's trunk has it)."""
+        trunk = {"trunk": CategoricalDistribution(list(self.trunks))} if len(self.trunks) > 1 else {}
+        return trunk | {n: d for n, d in self._domains.items() if isinstance(d, BaseDistribution)}
+
+    def defaults(self) -> dict[str, Any]:
+        """Return trial 0: the defaults, moved into the user's space where it is narrower."""
+        found = {name: _nearest_in(d, self._slots[name].default) for name, d in self.distributions.items() if name != "trunk"}
+        kind = next(iter(self.trunks))
+        found = {name: value for name, value in found.items() if self._applies(name, kind)}
+        return ({"trunk": kind} if len(self.trunks) > 1 else {}) | found
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        """Return a trial's parameters."""
+        kind = next(iter(self.trunks))
+        params: dict[str, Any] = {}
+        if len(self.trunks) > 1:
+            kind = params["trunk"] = trial.suggest_categorical("trunk", list(self.trunks))
+        for name, distribution in self.distributions.items():
+            if name != "trunk" and self._applies(name, kind):
+                params[name] = _suggest(trial, name, distribution)
+        return params
+
+    def member(self, params: Mapping[str, Any]) -> MemberSpec:
+        """Return the member that a trial's parameters describe.
+
+        Sampled loss weights are divided by their geometric mean, so that they say how tasks compare and leave the size
+        of a step to the learning rate; fixed ones are used as they are.
+        """
+        kind = params.get("trunk", next(iter(self.trunks)))
+        fixed = {n: d for n, d in self._domains.items() if not isinstance(d, BaseDistribution)}
+        values = {**fixed, **params, **_balanced(params, self.tasks)}
+        return MemberSpec(
+            network=NetworkSpec(
+                encoders={b: self._built(ENCODERS.spec_class(b), values, prefix=f"{b}.") for b in self.blocks},
+                trunk=self._built(self.trunks[kind], values),
+                heads={t: self._built(HEADS.spec_class(HEAD), values, task=t) for t in self.tasks},
+            ),
+            training=TrainingSpec(
+                **{f: values[f] for f in _fields(TrainingSpec) if f in values},
+                weighting=self._weighting(values),
+            ),
+        )
+
+    def _built(self, spec: type[Spec], values: Mapping[str, Any], *, task: str | None = None, prefix: str = "") -> Any:
+        slots = [s for n, s in self._slots.items() if s.spec is spec and s.task == task and n.startswith(prefix)]
+        return spec(**{slot.field: values[slot.name] for slot in slots})
+
+    def _weighting(self, values: Mapping[str, Any]) -> Any:
+        spec = WEIGHTINGS.spec_class(WEIGHTING)
+        by_field: dict[str, dict[str, Any]] = {}
+        for slot in self._slots.values():
+            if slot.spec is spec and slot.task is not None:
+                by_field.setdefault(slot.field, {})[slot.task] = values[slot.name]
+        return spec(**by_field)
+
+    def _applies(self, name: str, kind: str) -> bool:
+        """Return whether a trial of that trunk has the parameter."""
+        slot = self._slots[name]
+        return not issubclass(slot.spec, TrunkSpec) or slot.field in self.trunks[kind].model_fields and (
+            slot.field in TrunkSpec.model_fields or slot.spec is self.trunks[kind]
+        )
+
+
+def alone(member: MemberSpec, task: str, tasks: Sequence[str]) -> MemberSpec:
+    """Return the single-task member of a configuration: the same, with all loss weight on one task."""
+    weighting = WEIGHTINGS.spec_class("static")(loss_weight={t: float(t == task) for t in tasks})
+    return member.model_copy(update={"training": member.training.model_copy(update={"weighting": weighting})})
+
+
+def _trunk_spec(kind: str) -> type[TrunkSpec]:
+    spec = TRUNKS.spec_class(kind)
+    if not issubclass(spec, TrunkSpec):
+        raise UnknownKindError(f"Trunk {kind!r} is described by {spec.__name__}, which is no TrunkSpec.")
+    return spec
+
+
+def _fields(spec: type[Spec]) -> list[str]:
+    return [name for name in spec.model_fields if name != "kind"]
+
+
+def _slot(name: str, spec: type[Spec], field: str, *, task: str | None = None, default: Any = None) -> Slot:
+    own = spec.model_fields[field].default
+    return Slot(name, spec, field, own if default is None else default, spec.searched().get(field), task)
+
+
+def _searched(slot: Slot) -> BaseDistribution | Any:
+    """Return the distribution of a slot's mark, or its default where it has none."""
+    mark = slot.mark
+    if mark is None:
+        return slot.default
+    if mark.choices is not None:
+        return CategoricalDistribution(list(mark.choices))
+    assert mark.low is not None and mark.high is not None
+    return _range(slot, mark.low, mark.high, mark.log)
+
+
+def _range(slot: Slot, low: float, high: float, log: bool) -> BaseDistribution:
+    if isinstance(slot.default, int) and not isinstance(slot.default, bool):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(float(low), float(high), log=log)
+
+
+def _domain(slot: Slot, domain: Domain) -> BaseDistribution | Any:
+    """Return the user's domain of a slot; raises SpecError where the field does not allow one of its values."""
+    where = f"space: {slot.name}"
+    if isinstance(domain, list):
+        if not domain:
+            raise SpecError(f"{where}: an empty list leaves nothing to choose; give at least one value.")
+        values = [_valid(slot, value, where) for value in domain]
+        return CategoricalDistribution(values) if len(values) > 1 else values[0]
+    if isinstance(domain, Choice):
+        low, high = _valid(slot, domain.low, where), _valid(slot, domain.high, where)
+        if isinstance(low, str | bool):
+            raise SpecError(f"{where} takes choices, not a range; write a list.")
+        if not low < high:
+            raise SpecError(f"{where}: low {domain.low:g} must be below high {domain.high:g}.")
+        log = domain.log if domain.log is not None else bool(slot.mark and slot.mark.log)
+        if log and low <= 0:
+            raise SpecError(f"{where}: a logarithmic range must start above 0; set low above 0, or `log: false`.")
+        return _range(slot, low, high, log)
+    return _valid(slot, domain, where)
+
+
+def _valid(slot: Slot, value: Any, where: str) -> Any:
+    """Return a value as the field holds it."""
+    given = {slot.task: value} if isinstance(slot.spec.model_fields[slot.field].default, dict) else value
+    try:
+        held = getattr(slot.spec.model_validate({slot.field: given}), slot.field)
+    except ValidationError as error:
+        raise SpecError(one_line(error, where=where)) from None
+    return held[slot.task] if isinstance(held, dict) else held
+
+
+def _nearest_in(distribution: BaseDistribution, default: Any) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        choices = distribution.choices
+        if default in choices:
+            return default
+        numbers = [c for c in choices if isinstance(c, int | float) and not isinstance(c, bool)]
+        return min(numbers, key=lambda c: abs(c - default)) if numbers and not isinstance(default, str) else choices[0]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return min(max(default, distribution.low), distribution.high)
+
+
+def _suggest(trial: optuna.trial.BaseTrial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+    assert isinstance(distribution, FloatDistribution)
+    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+
+
+def _balanced(params: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, float]:
+    names = [f"loss_weight.{task}" for task in tasks if f"loss_weight.{task}" in params]
+    if not names:
+        return {}
+    mean = math.exp(sum(math.log(params[name]) for name in names) / len(names))
+    return {name: params[name] / mean for name in names}
