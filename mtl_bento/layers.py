@@ -35,9 +35,9 @@ def uniform(fan_in: int) -> Init:
     return lambda shape, generator: (torch.rand(shape, generator=generator) * 2 - 1) * bound
 
 
-def normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Draw from the standard normal distribution."""
-    return torch.randn(shape, generator=generator)
+def signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Draw from -1 and 1."""
+    return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0
 
 
 def zeros(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -37,6 +36,15 @@ VALID_CHUNK = 4096
 """Validation rows per forward pass, so that memory stays flat."""
 PLANNED_STEPS = 64
 """Steps whose row indices are drawn ahead and sent to the device at once."""
+
+
+Stop = Callable[[], bool]
+"""Whether to end training now: a deadline has passed, or somebody asked."""
+
+
+def never() -> bool:
+    """Return False: train to the end."""
+    return False
 
 
 class TrainingSpec(Spec):
@@ -112,7 +120,7 @@ class Stack:
     curve: tuple[tuple[int, list[list[float]]], ...] = ()
     """Every look at the validation rows since the stack was made: step, losses [K][T]."""
     stopped: bool = False
-    """Whether the deadline came before the last `advance` had gone its way."""
+    """Whether the last `advance` was stopped on its way."""
 
     @property
     def losses(self) -> list[list[float]]:
@@ -191,27 +199,27 @@ class Cohort:
         self.lr = column([m.spec.training.lr for m in self.members])
         self.weight_decay = column([m.spec.training.weight_decay for m in self.members])
 
-    def advance(self, dataset: Dataset, goal: int, *, deadline: float = math.inf) -> bool:
-        """Train up to step `goal`, looking at the validation rows on the way; return whether the deadline came first.
+    def advance(self, dataset: Dataset, goal: int, *, stop: Stop = never) -> bool:
+        """Train up to step `goal`, looking at the validation rows on the way; return whether `stop` came first.
 
-        `deadline` is a time of `time.monotonic()`: it may end a call, never change what a finished one computed.
+        `stop` is asked every 64 steps: it may end a call, never change what a finished one computed.
         """
         goal = min(goal, self.training.steps)
         every = max(1, self.training.steps // EVALUATIONS)
         self.network.set_generator(Generator(dataset.device).manual_seed(stable_seed(self.seed, "dropout", self.step)))
         while self.step < goal:
-            stop = min(goal, (self.step // every + 1) * every)
-            if not self._train(dataset, stop, deadline):
+            look = min(goal, (self.step // every + 1) * every)
+            if not self._train(dataset, look, stop):
                 return True
             self._look(dataset)
         return False
 
-    def _train(self, dataset: Dataset, stop: int, deadline: float) -> bool:
+    def _train(self, dataset: Dataset, goal: int, stop: Stop) -> bool:
         self.network.train()
-        while self.step < stop:
-            if time.monotonic() > deadline:
+        while self.step < goal:
+            if stop():
                 return False
-            plan = self._plan(dataset, min(stop - self.step, PLANNED_STEPS))
+            plan = self._plan(dataset, min(goal - self.step, PLANNED_STEPS))
             for index in plan:
                 self._step(dataset, index)
                 self.step += 1
@@ -310,11 +318,11 @@ def advance(
     goal: int,
     *,
     reference: Sequence[float] | None = None,
-    deadline: float = math.inf,
+    stop: Stop = never,
 ) -> Stack:
     """Return a stack trained up to step `goal`: a pure function of the stack and the dataset, wherever it runs."""
     cohort = Cohort(stack, dataset, reference=reference)
-    stopped = cohort.advance(dataset, goal, deadline=deadline)
+    stopped = cohort.advance(dataset, goal, stop=stop)
     return cohort.stack(stopped=stopped)
 
 

@@ -8,6 +8,7 @@ Letters: K members, M TabM's inner members, B rows, O outputs of a head.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -117,6 +118,18 @@ class Task(ABC, Generic[AnySpec]):
         """Return the loss of the best constant answer on these labels (label entropy, variance)."""
 
     @abstractmethod
+    def truth(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return labels as metrics read them, [B, ...]: codes with -1, or numbers in their own unit with NaN."""
+
+    @abstractmethod
+    def scored(self, answers: np.ndarray) -> np.ndarray:
+        """Return answers [B, O] as metrics read them: probabilities [B, C], or numbers [B] in their own unit."""
+
+    @abstractmethod
+    def scored_columns(self, columns: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+        """Return the same from the columns of `output="full"`, whoever answered."""
+
+    @abstractmethod
     def values(self, answers: np.ndarray) -> pa.Array:
         """Return the predicted labels [B] for answers [B, O], in the target's own dtype."""
 
@@ -128,9 +141,9 @@ class Task(ABC, Generic[AnySpec]):
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
         """Return one JSON object per row, as the service answers (design: value, probability, probabilities)."""
 
-    @abstractmethod
     def card(self) -> dict[str, Any]:
-        """Return what `GET /model` says of the task: name, kind and typed classes."""
+        """Return what `GET /model` says of the task: the fields of its spec."""
+        return self.spec.model_dump(mode="json")
 
     def with_spec(self, **changes: Any) -> Self:
         """Return the same task with changed spec fields."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -99,6 +100,18 @@ class LevelsTask(Task[AnySpec]):
     def probabilities(self, answers: np.ndarray) -> np.ndarray:
         """Return the probability of each level [B, C] for answers [B, O]."""
 
+    def truth(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return codes, int64 [B], -1 where missing."""
+        return self.encode(values)
+
+    def scored(self, answers: np.ndarray) -> np.ndarray:
+        """Return probabilities [B, C]."""
+        return self.probabilities(answers)
+
+    def scored_columns(self, columns: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+        """Return probabilities [B, C] from the columns `proba__LABEL`."""
+        return np.stack([columns[f"{self.name}__proba__{text}"].to_numpy() for text in self.texts], 1)
+
     def values(self, answers: np.ndarray) -> pa.Array:
         """Return the likeliest label of each row, in the target's own dtype."""
         return self._typed().take(pa.array(self.probabilities(answers).argmax(1)))
@@ -123,8 +136,8 @@ class LevelsTask(Task[AnySpec]):
         return answered
 
     def card(self) -> dict[str, Any]:
-        """Return name, kind and classes in their own type."""
-        return {"name": self.name, "kind": self.spec.kind, "classes": self._typed().to_pylist()}
+        """Return the fields of the spec, and the classes in their own type."""
+        return super().card() | {"classes": self._typed().to_pylist()}
 
     def _typed(self) -> pa.Array:
         return pa.array(self.spec.levels, _arrow_type(self.spec.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -74,6 +75,18 @@ class Regression(Task[RegressionSpec]):
         """Return the variance of the known standardised labels."""
         return float(targets[self.known(targets)].double().var(unbiased=False).clamp_min(1e-12))
 
+    def truth(self, values: pa.ChunkedArray) -> np.ndarray:
+        """Return labels in their own unit, float64 [B], NaN where missing."""
+        return _numbers(self.name, values)
+
+    def scored(self, answers: np.ndarray) -> np.ndarray:
+        """Return predicted numbers in the target's unit, float64 [B]."""
+        return self._numbers(answers)
+
+    def scored_columns(self, columns: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
+        """Return the column of predicted numbers."""
+        return _numbers(self.name, columns[self.name])
+
     def values(self, answers: np.ndarray) -> pa.Array:
         """Return predictions in the target's own unit."""
         return pa.array(self._numbers(answers)).cast(self.spec.dtype)
@@ -86,10 +99,6 @@ class Regression(Task[RegressionSpec]):
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
         """Return `{"value": number}` per row."""
         return [{"value": value} for value in shortest(self._numbers(answers))]
-
-    def card(self) -> dict[str, Any]:
-        """Return name, kind, and mean and spread of the training labels."""
-        return {"name": self.name, "kind": self.spec.kind, "mean": self.spec.mean, "spread": self.spec.spread}
 
     def _numbers(self, answers: np.ndarray) -> np.ndarray:
         return answers[:, 0].astype(np.float64) * self.spec.spread + self.spec.mean

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Generator, Tensor
 
-from mtl_bento.layers import normal
+from mtl_bento.layers import signs
 from mtl_bento.spec import MustMatch
 from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
 from mtl_bento.trunks.mlp import Layers
@@ -36,7 +36,7 @@ class TabM(Trunk[TabMSpec]):
         super().__init__(specs, sizes, generators)
         self.inner = specs[0].inner
         n = len(specs)
-        self.stack("scaling", [(self.inner, 1, sizes.n_features)] * n, [normal] * n, generators, decay=False)
+        self.stack("scaling", [(self.inner, 1, sizes.n_features)] * n, [signs] * n, generators, decay=False)
         self.layers = Layers(specs, sizes.n_features, generators)
 
     def forward(self, features: Tensor) -> Tensor:

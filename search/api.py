@@ -1,0 +1,202 @@
+"""`mb.search`: the main job from Python; the command line calls the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from mtl_bento.errors import SpecError
+from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds
+from mtl_bento_search.executors.local import make_executor
+from mtl_bento_search.finish import finish
+from mtl_bento_search.precision import use_fast_matmul
+from mtl_bento_search.problem import Problem, make_problem, table_name
+from mtl_bento_search.progress import Progress
+from mtl_bento_search.report import write_report
+from mtl_bento_search.run import Clock, Folder, Run, open_storage, spec_digest
+from mtl_bento_search.space import Space
+from mtl_bento_search.study import Driver, budget, open_study, pick_device, shortened_steps
+
+Callback = Callable[[optuna.Study, FrozenTrial], None]
+
+
+def search(
+    data: Any = None,
+    *,
+    targets: Mapping[str, Any] | Sequence[str] | None = None,
+    valid: Any = None,
+    test: Any = None,
+    out: str | Path | None = None,
+    n_trials: int | None = None,
+    timeout: str | float | None = None,
+    device: str = "auto",
+    storage: str | None = None,
+    executor: str = "local",
+    seed: int | None = None,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    callbacks: Sequence[Callback] = (),
+    config: Config | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Run:
+    """Search, choose, test once, report, save the model; return the run.
+
+    The same call resumes the run in `out`: `n_trials` and `timeout` are totals of the run, not of the call.
+
+    Args:
+        data: a table (path, pandas or polars frame, pyarrow table); with `valid` and `test` beside it, its training rows.
+        targets: columns to predict: a list, or a mapping to kinds or options, `{"cancelled": "binary"}`.
+        out: the run folder; `runs/<table's name>` by default.
+        n_trials: total number of trials.
+        timeout: total active wall time, in seconds or as "90s", "10m", "2h"; 10 minutes where neither is given.
+        device: "auto" (CUDA where it is present), "cpu", "cuda".
+        storage: an Optuna storage URL; a journal file in the run folder by default.
+        executor: "local".
+        seed: of every random draw.
+        sampler, pruner, callbacks: Optuna's, in place of ours.
+        config: a whole spec (`load_config("mtl.yaml")`); other arguments come before it.
+        progress: told what happens.
+        options: other keys of mtl.yaml (`inputs`, `ignore`, `split`, `sample_weight`, `search`).
+
+    Raises TableError, SchemaError, SpecError or RunError in one line, before anything is written.
+    """
+    spec = _merged(config, data, targets, options, n_trials=n_trials, timeout=timeout, seed=seed)
+    if executor != "local":
+        raise SpecError(f"executor {executor!r} is not known; allowed: local.")
+    if spec.data is None and data is None:
+        raise SpecError("There is no data; give a table.")
+    progress = progress or Progress()
+    problem = make_problem(spec, data=data, valid=valid, test=test, device=pick_device(device))
+    source = data if data is not None else spec.data.train if isinstance(spec.data, DataSpec) else spec.data
+    folder = Folder(Path(out) if out is not None else Path("runs") / table_name(source))
+    make_space(problem, spec)  # raises before anything is written
+    with folder.locked():
+        return _searched(spec, problem, folder, storage, sampler, pruner, callbacks, progress)
+
+
+def _merged(
+    config: Config | None,
+    data: Any,
+    targets: Mapping[str, Any] | Sequence[str] | None,
+    options: Mapping[str, Any],
+    *,
+    n_trials: int | None,
+    timeout: str | float | None,
+    seed: int | None,
+) -> Config:
+    """Return one spec out of a config and arguments; the arguments come first."""
+    raw: dict[str, Any] = config.model_dump(exclude_unset=True) if config is not None else {}
+    raw |= options
+    if targets is not None:
+        raw["targets"] = dict(targets) if isinstance(targets, Mapping) else dict.fromkeys(targets)
+    given = {"n_trials": n_trials, "timeout": None if timeout is None else seconds(timeout), "seed": seed}
+    raw["search"] = {**dict(raw.get("search") or {}), **{k: v for k, v in given.items() if v is not None}}
+    raw.setdefault("targets", {})
+    del data
+    return parse_config(raw, where="search")
+
+
+def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> Space:
+    """Return the space of a problem; raises SpecError where `search.space` asks for what is not there."""
+    batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits))
+    return Space(
+        list(problem.dataset.inputs.columns),
+        problem.names,
+        trunks=spec.search.trunk,
+        domains=spec.search.space,
+        batch_size=batch,
+        steps=steps or whole,
+    )
+
+
+def _searched(
+    spec: Config,
+    problem: Problem,
+    folder: Folder,
+    storage: str | None,
+    sampler: Any,
+    pruner: Any,
+    callbacks: Sequence[Callback],
+    progress: Progress,
+) -> Run:
+    use_fast_matmul()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    written = written_spec(spec, problem, folder.path.resolve().name, storage)
+    folder.agree(written)
+    state = folder.read_state()
+    n_trials, timeout_s = spec.search.n_trials, spec.search.timeout
+    if n_trials is None and timeout_s is None:
+        timeout_s = DEFAULT_TIMEOUT_S
+    clock = Clock(timeout_s=timeout_s, elapsed_s=state.get("elapsed_s", 0.0), phases=state.get("phases"))
+    attrs = {
+        "tasks": problem.names,
+        "spec_sha256": written["sha256"],
+        "data_sha256": problem.data_sha256,
+        "split_sha256": problem.protocol.digest(),
+    }
+    held = open_storage(folder.path, storage)
+    study = open_study(written["name"], held, sampler=sampler, pruner=pruner, attrs=attrs)
+    for note in problem.notes:
+        progress.say(f"Split: {note}.")
+    with progress, make_executor(problem.dataset) as workers:
+        driver = Driver(
+            problem, make_space(problem, spec, steps=state.get("steps")), study, workers, folder, clock,
+            seed=spec.search.seed, own_sampler=sampler is None, callbacks=callbacks, progress=progress,
+        )  # fmt: skip
+        with driver.interruptible():
+            result = _phases(driver, spec, problem, folder, clock, written, timeout_s)
+    write_report(folder.path, result, study)
+    return Run(folder.path, storage=held)
+
+
+def _phases(
+    driver: Driver,
+    spec: Config,
+    problem: Problem,
+    folder: Folder,
+    clock: Clock,
+    written: dict[str, Any],
+    timeout_s: float | None,
+) -> dict[str, Any]:
+    with clock.phase("references"):
+        driver.progress.phase("references", "trial 0, and each task alone")
+        if "steps" not in folder.read_state():
+            whole = driver.space.member(driver.space.defaults()).training.steps
+            steps = shortened_steps(driver, whole, timeout_s=timeout_s)
+            if steps < whole:
+                driver.progress.say(f"The timeout allows {steps} of {whole} steps a network; --timeout gives more.")
+            folder.note(steps=steps)
+            driver.space = make_space(problem, spec, steps=steps)
+        references = driver.references()
+        driver.study.set_user_attr(
+            "single_task_losses", dict(zip(problem.names, references.single_losses.tolist(), strict=True))
+        )
+    with clock.phase("search"):
+        driver.progress.phase("search")
+        driver.search(references, n_trials=spec.search.n_trials)
+    folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases)
+    return finish(driver, references, folder, clock, written)
+
+
+def written_spec(spec: Config, problem: Problem, name: str, storage: str | None) -> dict[str, Any]:
+    """Return the spec as a run keeps it: what was understood, without totals, data paths and passwords, and the hashes."""
+    data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout"}})
+    data["targets"] = {task.name: task.spec.model_dump(mode="json", exclude={"name"}) for task in problem.tasks}
+    digest = spec_digest(data)
+    hashes = {"data_sha256": problem.data_sha256, "split_sha256": problem.protocol.digest()}
+    where = {} if storage is None else {"storage": optuna_url_without_password(storage)}
+    return {"name": name, "sha256": digest, **hashes, **where, **data}
+
+
+def optuna_url_without_password(url: str) -> str:
+    """Return a storage URL with its password blanked."""
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, user = head.partition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}:***@{tail}" if at and ":" in user else url
+
+

@@ -1,0 +1,211 @@
+"""This machine: a worker process a core, or the one device in this process.
+
+Many small products gain more from two processes than from two threads. Workers are plain child processes that speak
+pickle over their own pipes, not `multiprocessing`'s, which would run the user's script a second time. Nothing that is
+read here comes from elsewhere: parent and child are the same program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import torch
+
+from mtl_bento.dataset import Dataset
+from mtl_bento.tasks._base import TASKS
+from mtl_bento.training import Stack, advance
+from mtl_bento.trunks._base import TRUNKS
+from mtl_bento_search.executors._base import Executor
+
+WORKER = "mtl_bento_search.executors.worker"
+STOP_SIGNAL = signal.SIGUSR1
+"""Tells a worker to end its training early."""
+
+
+class Stopper:
+    """Says whether to end training: the deadline has passed, or somebody asked."""
+
+    def __init__(self) -> None:
+        self.deadline = math.inf
+        """A time of `time.monotonic()`."""
+        self._asked = False
+
+    def now(self) -> None:
+        """End training early, now and from now on."""
+        self._asked = True
+
+    def __call__(self) -> bool:
+        return self._asked or time.monotonic() > self.deadline
+
+
+class InProcess(Executor):
+    """One stack after another on the dataset's device, in this process."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._stop = Stopper()
+
+    @property
+    def n_workers(self) -> int:
+        """One."""
+        return 1
+
+    def advance(
+        self, stacks: Sequence[Stack], goal: int, *, reference: Sequence[float] | None, deadline: float
+    ) -> list[Stack]:
+        """Return every stack trained up to step `goal`, or up to the deadline."""
+        self._stop.deadline = deadline
+        return [advance(s, self.dataset, goal, reference=reference, stop=self._stop) for s in stacks]
+
+    def stop(self) -> None:
+        """End training early, now and from now on."""
+        self._stop.now()
+
+
+class Processes(Executor):
+    """A worker process a core, each with one thread and a copy of the dataset."""
+
+    def __init__(self, dataset: Dataset, n_workers: int) -> None:
+        self.dataset = dataset
+        packed = packed_bytes(dataset)
+        self._workers = [_Worker(packed) for _ in range(n_workers)]
+
+    @property
+    def n_workers(self) -> int:
+        """One a core."""
+        return len(self._workers)
+
+    def advance(
+        self, stacks: Sequence[Stack], goal: int, *, reference: Sequence[float] | None, deadline: float
+    ) -> list[Stack]:
+        """Return every stack trained up to step `goal`, or up to the deadline; the costliest start first."""
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for place in sorted(range(len(stacks)), key=lambda i: -cost(stacks[i])):
+            waiting.put(place)
+        done: list[Any] = [None] * len(stacks)
+
+        def serve(worker: _Worker) -> None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    place = waiting.get_nowait()
+                    try:
+                        done[place] = worker.ask((stacks[place], goal, reference, deadline))
+                    except BaseException as error:
+                        done[place] = error
+                        return
+
+        threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in self._workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result in done:
+            if isinstance(result, BaseException):
+                raise result
+        return done
+
+    def stop(self) -> None:
+        """End training early, now and from now on."""
+        for worker in self._workers:
+            worker.stop()
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.close()
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed or died; its own traceback is on stderr."""
+
+
+class _Worker:
+    """One child process that holds the dataset and advances stacks."""
+
+    def __init__(self, packed: bytes) -> None:
+        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # A session of its own: Ctrl-C in the terminal reaches the driver alone, which then decides.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
+        )
+        send(self._pipe_in, packed)
+
+    @property
+    def _pipe_in(self) -> BinaryIO:
+        assert isinstance(self._process.stdin, io.BufferedIOBase)
+        return self._process.stdin
+
+    def ask(self, job: Any) -> Any:
+        """Return the answer to a job; raises WorkerError where the worker failed."""
+        try:
+            send(self._pipe_in, packed_bytes(job))
+            assert self._process.stdout is not None
+            answer = receive(self._process.stdout)
+        except (BrokenPipeError, EOFError):
+            raise WorkerError(f"A worker process ended with code {self._process.wait()}.") from None
+        if isinstance(answer, str):
+            raise WorkerError(answer)
+        return answer
+
+    def stop(self) -> None:
+        """Ask the process to end its training early."""
+        self._process.send_signal(STOP_SIGNAL)
+
+    def close(self) -> None:
+        """End the process at once: it holds nothing that the driver does not have."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def cost(stack: Stack) -> float:
+    """Return a rough cost of a step of a stack, to start the costliest first."""
+    trunks = [member.spec.network.trunk for member in stack.members]
+    return float(sum(getattr(t, "inner", 1) * t.width * (t.width * t.shared_depth + 256) for t in trunks))
+
+
+def make_executor(dataset: Dataset, *, n_workers: int | None = None) -> Executor:
+    """Return the executor that suits the dataset's device and the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = n_workers if n_workers is not None else cores
+    # A class made in the user's script or notebook exists in this process only.
+    homemade = any(spec.__module__ == "__main__" for registry in (TRUNKS, TASKS) for spec in registry.kinds().values())
+    if dataset.device.type != "cpu" or wanted <= 1 or homemade:
+        torch.set_num_threads(1 if dataset.device.type == "cpu" else torch.get_num_threads())
+        return InProcess(dataset)
+    return Processes(dataset, wanted)
+
+
+def packed_bytes(data: Any) -> bytes:
+    """Return data as bytes for a worker."""
+    return pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def send(pipe: Any, packed: bytes) -> None:
+    """Write one message: its length in 8 bytes, then its bytes."""
+    pipe.write(len(packed).to_bytes(8, "big"))
+    pipe.write(packed)
+    pipe.flush()
+
+
+def receive(pipe: Any) -> Any:
+    """Return the next message; raises EOFError where the other end is gone."""
+    head = pipe.read(8)
+    if len(head) < 8:
+        raise EOFError
+    return pickle.loads(pipe.read(int.from_bytes(head, "big")))

@@ -1,0 +1,213 @@
+"""A table and a config as a problem to search on: schema, tasks, splits, dataset, and the locked test rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from mtl_bento import table as tables
+from mtl_bento.columns.numeric import floats
+from mtl_bento.dataset import Dataset
+from mtl_bento.errors import SchemaError, SpecError, listing, nearest
+from mtl_bento.network import Inputs
+from mtl_bento.schema import Schema
+from mtl_bento.tasks._base import TASKS, Task
+from mtl_bento_search.config import Config, DataSpec, target_options
+from mtl_bento_search.inference import LeftOut, infer
+from mtl_bento_search.protocol import Protocol, looks_like_split, make_protocol
+
+FEW_LABELS = 10
+"""A whole-number target of at most so many different values is taken for classes."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that a search needs to know of the data."""
+
+    table: pa.Table
+    schema: Schema
+    tasks: tuple[Task[Any], ...]
+    protocol: Protocol
+    dataset: Dataset
+    """All rows; its splits are the protocol's, its test rows are read once, at the end."""
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    data_sha256: str
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the targets."""
+        return [task.name for task in self.tasks]
+
+
+def make_problem(
+    config: Config,
+    *,
+    data: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    device: str | torch.device = "cpu",
+) -> Problem:
+    """Return the problem that a config describes; frames given here stand in for `config.data`.
+
+    Raises TableError, SchemaError or SpecError in one line, before anything is written.
+    """
+    table, roles = _load(config, data, valid, test)
+    config = _with_found_split(config, table, roles)
+    targets = _known_targets(config, table)
+    notes = [] if config.split.kind == "random" or roles is not None else [f"split by column {config.split.column!r}"]
+    service = {c for c in (config.sample_weight, config.split.column) if c is not None}
+    coarse = [_coarse(table[name], name) for name in targets]
+    protocol = make_protocol(config.split, table, coarse, seed=config.search.seed, roles=roles)
+    learned = protocol.learned
+    inference = infer(
+        table,
+        overrides=config.inputs,
+        targets=tuple(targets),
+        ignore=tuple({*config.ignore, *service} - set(targets)),
+        rows=learned,
+    )
+    if not inference.schema.columns:
+        raise SchemaError("No column is left as an input; give some a kind in mtl.yaml, `inputs: {name: categorical}`.")
+    tasks = tuple(make_task(name, options, table[name]) for name, options in targets.items())
+    _check_splits(tasks, table, protocol)
+    blocks = inference.schema.encode(table)
+    inputs = Inputs.fit(inference.schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
+    labels = [task.encode(table[task.name]) for task in tasks]
+    weights = _row_weights(config, table)
+    dataset = Dataset.build(tasks, inputs, blocks, labels, protocol.splits, weights=weights, device=device)
+    return Problem(
+        table, inference.schema, tasks, protocol, dataset, inference.left_out, (*notes, *protocol.notes), digest(table)
+    )
+
+
+def make_task(name: str, options: Mapping[str, Any], values: pa.ChunkedArray) -> Task[Any]:
+    """Return the task of a target, its kind inferred where it is not given, learned from its labels."""
+    kind = options.get("kind") or infer_task(values)
+    spec = TASKS.parse({**options, "kind": kind, "name": name})
+    task_class = TASKS.class_of(type(spec))
+    return task_class(task_class.fit(spec, values))  # type: ignore[no-any-return,attr-defined,call-arg]
+
+
+def infer_task(values: pa.ChunkedArray) -> str:
+    """Return the task kind of a target: two labels are binary, text and few whole numbers multiclass, else regression."""
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    distinct = len(pc.unique(values.drop_null()))
+    whole = pa.types.is_integer(kind) or (
+        pa.types.is_floating(kind) and pc.all(pc.equal(pc.round(values), values)).as_py() is not False
+    )
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
+        if whole and distinct == 2:
+            return "binary"
+        return "multiclass" if whole and distinct <= FEW_LABELS else "regression"
+    return "binary" if distinct == 2 else "multiclass"
+
+
+def digest(table: pa.Table) -> str:
+    """Return a hash of a table's names, types and cells: 64 hexadecimal digits."""
+    sink = hashlib.sha256(str(table.schema.remove_metadata()).encode())
+    for column in table.columns:
+        for chunk in column.chunks:
+            flat = chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+            # By way of IPC: buffers of slices hold more than their rows.
+            batch = pa.record_batch([pa.concat_arrays([flat])], names=["x"])
+            sink.update(batch.serialize())
+    return sink.hexdigest()
+
+
+def _load(config: Config, data: Any, valid: Any, test: Any) -> tuple[pa.Table, np.ndarray | None]:
+    """Return all rows in one table, and each row's role where separate tables say so."""
+    if data is None:
+        spec = config.data
+        if isinstance(spec, DataSpec):
+            data, valid, test = spec.train, valid if valid is not None else spec.valid, test if test is not None else spec.test
+        else:
+            data = spec
+    given = [(role, source) for role, source in (("train", data), ("valid", valid), ("test", test)) if source is not None]
+    parts = [tables.read(source, role="table" if role == "train" else f"--{role} table") for role, source in given]
+    if len(parts) == 1:
+        return parts[0].combine_chunks(), None
+    roles = np.concatenate([np.full(part.num_rows, role) for part, (role, _) in zip(parts, given, strict=True)])
+    return tables.concat(parts).combine_chunks(), roles
+
+
+def _with_found_split(config: Config, table: pa.Table, roles: np.ndarray | None) -> Config:
+    """Take a column `split` of train, val and test as the split where nothing else is asked for."""
+    untouched = config.split.kind == "random" and "split" not in config.targets and roles is None
+    if untouched and looks_like_split(table):
+        split = config.split.model_copy(update={"kind": "column", "column": "split"})
+        return config.model_copy(update={"split": split})
+    return config
+
+
+def _known_targets(config: Config, table: pa.Table) -> dict[str, dict[str, Any]]:
+    for name in config.targets:
+        if name not in table.column_names:
+            raise SpecError(
+                f"There is no column {name!r} for a target{nearest(name, table.column_names)} "
+                f"Columns: {listing(table.column_names)}."
+            )
+    if not config.targets:
+        raise SpecError(f"No target is given; name at least one, `--target NAME`. Columns: {listing(table.column_names)}.")
+    for name in config.targets:
+        if name in config.inputs:
+            raise SpecError(f"{name!r} is a target and cannot be an input as well; remove it from one of the two.")
+    return {name: target_options(name, given) for name, given in config.targets.items()}
+
+
+def _coarse(values: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Return a coarse class of each label, -1 where missing, to stratify by: its code, or its fifth among numbers."""
+    cells = tables.plain(values)
+    if (pa.types.is_floating(cells.type) or pa.types.is_integer(cells.type)) and len(pc.unique(cells)) > FEW_LABELS:
+        numbers = floats(cells, name).ravel()
+        cuts = np.nanquantile(numbers, [0.2, 0.4, 0.6, 0.8])
+        return np.where(np.isnan(numbers), -1, np.searchsorted(cuts, numbers))
+    try:
+        codes = cells.dictionary_encode().indices.fill_null(-1)
+    except pa.ArrowNotImplementedError:  # nested labels have no classes to stratify by
+        return np.zeros(len(cells), dtype=np.int64)
+    return np.asarray(codes.to_numpy(zero_copy_only=False))
+
+
+def _check_splits(tasks: Sequence[Task[Any]], table: pa.Table, protocol: Protocol) -> None:
+    """Raise SchemaError where a part of the split leaves a task without labels."""
+    parts = [(f"the training rows of fold {i + 1}" if len(protocol.splits) > 1 else "the training rows", train)
+             for i, (train, _) in enumerate(protocol.splits)]  # fmt: skip
+    parts += [("the validation rows", np.concatenate([valid for _, valid in protocol.splits])), ("the test rows", protocol.test)]
+    for task in tasks:
+        labelled = ~task.known(torch.from_numpy(task.encode(table[task.name]))).numpy()
+        for words, rows in parts:
+            if labelled[rows].all():
+                raise SchemaError(
+                    f"Target {task.name!r} has no label in {words}; split otherwise (`split:` in mtl.yaml), or leave it out."
+                )
+
+
+def _row_weights(config: Config, table: pa.Table) -> np.ndarray | None:
+    """Return row weights with mean 1, or None; raises SpecError or SchemaError where they are no weights."""
+    name = config.sample_weight
+    if name is None:
+        return None
+    if name not in table.column_names:
+        raise SpecError(f"sample_weight: there is no column {name!r}{nearest(name, table.column_names)}")
+    weights = floats(tables.plain(table[name]), name).ravel().astype(np.float64)
+    bad = ~(weights >= 0)
+    if bad.any():
+        row = int(bad.argmax())
+        raise SchemaError(f"sample_weight {name!r}, row {row}: {weights[row]} is not a weight; give a number of 0 or more.")
+    if not weights.sum():
+        raise SchemaError(f"sample_weight {name!r} is 0 in every row; give some rows weight.")
+    return np.asarray(weights / weights.mean())
+
+
+def table_name(data: Any) -> str:
+    """Return what a run is called after its table."""
+    return Path(data).name.partition(".")[0] or "table" if isinstance(data, str | Path) else "table"

@@ -1,0 +1,92 @@
+"""What a search says while it works: nothing, or a live display in the terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+
+class Progress:
+    """Silence; subclasses show something."""
+
+    def phase(self, name: str, detail: str = "") -> None:
+        """A phase begins."""
+
+    def rung(self, n_asked: int, step: int, steps: int, n_living: int) -> None:
+        """A round passed a rung."""
+
+    def told(self, n_told: int, best: float | None) -> None:
+        """A trial was told."""
+
+    def say(self, line: str) -> None:
+        """Something that stays on the screen."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class Terminal(Progress):
+    """A live line with the phase, the time left, the trials done and the best gain so far; plain lines without a terminal."""
+
+    def __init__(self, console: Console, *, timeout_s: float | None, n_trials: int | None, elapsed_s: float = 0.0) -> None:
+        self.console, self.timeout_s, self.n_trials = console, timeout_s, n_trials
+        self._start = time.monotonic() - elapsed_s
+        self._phase, self._detail, self._told, self._best = "", "", 0, None  # type: tuple[str, str, int, float | None]
+        self._live = Live(get_renderable=self._view, console=console, transient=True, refresh_per_second=2)
+
+    def phase(self, name: str, detail: str = "") -> None:
+        """Show the phase."""
+        self._phase, self._detail = name, detail
+        if not self.console.is_terminal:
+            self.console.print(f"{name} {detail}".rstrip(), highlight=False)
+
+    def rung(self, n_asked: int, step: int, steps: int, n_living: int) -> None:
+        """Show how far the round is."""
+        self._detail = f"round to trial {n_asked - 1}: {n_living} trained to step {step} of {steps}"
+
+    def told(self, n_told: int, best: float | None) -> None:
+        """Show the trials done and the best gain."""
+        self._told, self._best = n_told, best
+
+    def say(self, line: str) -> None:
+        """Print a line above the display."""
+        self.console.print(line, highlight=False)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def _view(self) -> Table:
+        spent = time.monotonic() - self._start
+        clock = f"{clock_text(spent)}" + ("" if self.timeout_s is None else f" of {clock_text(self.timeout_s)}")
+        trials = f"{self._told}" + ("" if self.n_trials is None else f" of {self.n_trials}")
+        best = "-" if self._best is None else f"{self._best:+.1%}"
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(f"[bold]{self._phase}[/bold]", clock, f"trials {trials}", f"best gain over single-task {best}")
+        if self._detail:
+            grid.add_row(f"[dim]{self._detail}[/dim]")
+        return grid
+
+
+def clock_text(seconds: float) -> str:
+    """Return 75 as "1:15"."""
+    whole = int(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,0 +1,93 @@
+"""One round: members sorted into stacks of like size, advanced from rung to rung, thinned between them.
+
+Budgets are counted in steps; rungs lie at a quarter, a half and the whole. Everything here is a function of the members
+and the seed, so that a repeated run stacks alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mtl_bento.training import Member, Stack, lined_up, restack, stable_seed
+from mtl_bento_search.executors._base import Executor
+
+ROOM = 2**18
+"""Activations of one layer that a stack holds on a CPU core: found by measurement, larger stacks leave the cache."""
+LEAST, MOST = 4, 64
+"""Bounds of the members in a stack."""
+
+
+def rungs(steps: int) -> list[int]:
+    """Return the steps at which a round is thinned, the last being the whole budget."""
+    return sorted({max(1, steps // 4), max(1, steps // 2), steps})
+
+
+def stack_size(member: Member) -> int:
+    """Return how many members of this size share a stack."""
+    trunk, batch = member.spec.network.trunk, member.spec.training.batch_size
+    inner = getattr(trunk, "inner", 1)
+    return min(MOST, max(LEAST, ROOM // (inner * batch * trunk.width)))
+
+
+def pack(members: Sequence[Member], *, seed: int, n_workers: int) -> list[tuple[list[int], Stack]]:
+    """Return stacks of like members, each with the places of its members in `members`.
+
+    Members that must not share a stack are kept apart; the others are sorted by width and depth and cut into stacks of
+    the size that their width allows, at least one a worker.
+    """
+    by_key: dict[Any, list[int]] = {}
+    for place, member in enumerate(members):
+        by_key.setdefault(member.spec.stack_key(), []).append(place)
+    packed = []
+    for places in by_key.values():
+        ordered = sorted(places, key=lambda p: _size(members[p]))
+        most = math.ceil(len(ordered) / max(1, n_workers))
+        while ordered:
+            n = max(1, min(stack_size(members[ordered[-1]]), most))
+            cut, ordered = ordered[-n:], ordered[:-n]
+            line = lined_up([members[p] for p in cut])
+            at = {id(members[p]): p for p in cut}
+            stack = Stack(line, stable_seed(seed, "stack", len(packed)))
+            packed.append(([at[id(member)] for member in line], stack))
+    return packed
+
+
+def _size(member: Member) -> tuple[int, int]:
+    trunk = member.spec.network.trunk
+    return trunk.width, trunk.shared_depth
+
+
+class Round:
+    """Members on their way through the rungs.
+
+    `advance` trains those still in the round up to a step; `keep` thins them and stacks the others anew.
+    """
+
+    def __init__(self, members: Sequence[Member], executor: Executor, *, seed: int) -> None:
+        self.executor, self.seed = executor, seed
+        self._packed = pack(members, seed=seed, n_workers=executor.n_workers)
+
+    def advance(self, goal: int, *, reference: Sequence[float] | None, deadline: float) -> bool:
+        """Train up to step `goal`; return whether every stack got there before the deadline."""
+        stacks = [stack for _, stack in self._packed]
+        done = self.executor.advance(stacks, goal, reference=reference, deadline=deadline)
+        self._packed = [(places, stack) for (places, _), stack in zip(self._packed, done, strict=True)]
+        return not any(stack.stopped for stack in done)
+
+    def members(self) -> dict[int, tuple[Stack, int]]:
+        """Return, by place in the round, the stack and the row that holds each member still in it."""
+        return {place: (stack, k) for places, stack in self._packed for k, place in enumerate(places)}
+
+    def keep(self, wanted: Callable[[int], bool], *, rung: int) -> None:
+        """Drop the members whose place is not wanted, and stack the others anew by size."""
+        held = {place: at for place, at in self.members().items() if wanted(place)}
+        places = sorted(held)
+        members = [held[p][0].members[held[p][1]] for p in places]
+        packed = []
+        for cut, fresh in pack(members, seed=stable_seed(self.seed, rung), n_workers=self.executor.n_workers):
+            chosen = [places[i] for i in cut]
+            stacks = [held[p][0] for p in chosen]
+            packed.append((chosen, restack(stacks, [[held[p][1]] for p in chosen], seed=fresh.seed)))
+        self._packed = packed

@@ -1,0 +1,238 @@
+"""A run: its folder, its state on disk, and what a user holds of it.
+
+    spec.yaml          the spec as it was understood, and the hashes of spec, data and split
+    study.log          Optuna's journal (unless the study lives elsewhere)
+    checkpoints/       weights of the references, of every complete trial, of the finals
+    model/             the served model
+    report.html        the report
+    result.json        every figure of the report
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pyarrow as pa
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from mtl_bento import table as tables
+from mtl_bento.artifact import to_json, write_file
+from mtl_bento.errors import RunError, listing
+from mtl_bento.model import Model
+
+SPEC, STUDY, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
+    "spec.yaml", "study.log", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
+)  # fmt: skip
+
+
+class Run:
+    """A run folder.
+
+    Raises RunError where the folder holds no run.
+    """
+
+    def __init__(self, folder: str | Path, *, storage: Any = None) -> None:
+        self.folder = Path(folder)
+        self._storage = storage
+        if not (self.folder / SPEC).is_file():
+            raise RunError(f"{self.folder} is no run folder; `mtl-bento search TABLE --target NAME` makes one.")
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is the study's."""
+        return str(self.spec["name"])
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The spec as it was understood, with the hashes of spec, data and split."""
+        data: dict[str, Any] = yaml.safe_load((self.folder / SPEC).read_text(encoding="utf-8"))
+        return data
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Every figure of the report; raises RunError where the run has none yet."""
+        path = self.folder / RESULT
+        if not path.is_file():
+            raise RunError(f"{self.folder} has no result yet; run the same search again to finish it.")
+        data: dict[str, Any] = json.loads(path.read_bytes())
+        return data
+
+    @property
+    def model(self) -> Model:
+        """The served model."""
+        return Model.load(self.folder / MODEL)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study itself."""
+        storage = self._storage if self._storage is not None else open_storage(self.folder, self.spec.get("storage"))
+        return optuna.load_study(study_name=self.name, storage=storage)
+
+    @property
+    def comparison(self) -> Any:
+        """A frame with a row per task: metric, ours, single-task, difference, its interval, verdict, who serves it."""
+        tasks = self.result["tasks"]
+        names = ("task", "metric", "ours", "single_task", "difference", "lower", "upper", "verdict", "served_by")
+        return tables.like(pa.table({name: [task[name] for task in tasks] for name in names}), "frame")
+
+    def leaderboard(self) -> Any:
+        """A frame with a row per trial, the best first: number, state, gain, each task's gain, parameters."""
+        trials = sorted(self.study.get_trials(deepcopy=False), key=lambda t: -(t.value if t.value is not None else -np.inf))
+        params = list(dict.fromkeys(name for trial in trials for name in trial.params))
+        attrs = list(dict.fromkeys(n for t in trials for n in t.user_attrs if n.startswith("gain.")))
+        columns: dict[str, list[Any]] = {
+            "trial": [t.number for t in trials],
+            "state": [t.state.name.lower() for t in trials],
+            "gain": [t.value for t in trials],
+        }
+        columns |= {name: [t.user_attrs.get(name) for t in trials] for name in attrs}
+        columns |= {name: [t.params.get(name) for t in trials] for name in params}
+        return tables.like(pa.table(columns), "frame")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+
+class Folder:
+    """A run folder being written by one driver."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second driver; raises RunError where another holds it, or it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / LOCK).open("a")
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another folder with --out.") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.path} is in use by another search; wait for it, or choose another --out.") from None
+            yield
+
+    def agree(self, spec: dict[str, Any]) -> bool:
+        """Write the spec of a new run, or compare it with the run's; return whether the run is an old one.
+
+        Raises RunError naming the first difference.
+        """
+        path = self.path / SPEC
+        if not path.is_file():
+            write_file(path, yaml.safe_dump(spec, allow_unicode=True, sort_keys=False).encode())
+            return False
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if changed := difference(held, spec):
+            raise RunError(
+                f"{self.path} holds a run with another {changed}. Continue it with its own, or start anew: --out {self.path}-2."
+            )
+        return True
+
+    def read_state(self) -> dict[str, Any]:
+        """Return what the driver noted: seconds of earlier sittings, steps, times that the test was scored."""
+        path = self.path / STATE
+        self._state = json.loads(path.read_bytes()) if path.is_file() else {}
+        return dict(self._state)
+
+    def note(self, **changes: Any) -> None:
+        """Note facts for the next sitting."""
+        self._state |= changes
+        write_file(self.path / STATE, to_json(self._state))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json."""
+        write_file(self.path / RESULT, to_json(plain(result)))
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a weights file."""
+        return self.path / CHECKPOINTS / f"{name}.safetensors"
+
+
+def difference(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
+    """Return the path and both values of the first difference of two specs, or an empty string."""
+    for key in dict.fromkeys([*held, *wanted]):
+        a, b = held.get(key), wanted.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if inner := difference(a, b, f"{prefix}{key}."):
+                return inner
+        elif a != b:
+            shown = [listing(map(str, v)) if isinstance(v, list) else str(v)[:60] for v in (a, b)]
+            return f"{prefix}{key} ({shown[0]}; now {shown[1]})"
+    return ""
+
+
+def open_storage(folder: Path, url: str | None) -> Any:
+    """Return the run's Optuna storage: its own journal file, or the given URL."""
+    if url is not None:
+        return url
+    repair_journal(folder / STUDY)
+    return JournalStorage(JournalFileBackend(str(folder / STUDY)))
+
+
+def repair_journal(path: Path) -> None:
+    """Cut a torn last line off a journal: one more append would corrupt it for good. Only while no driver writes."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def spec_digest(spec: dict[str, Any]) -> str:
+    """Return a hash of a spec: 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it: numpy numbers plain, NaN and infinities null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class Clock:
+    """Active wall time of a run over all its sittings, and how it divides into phases."""
+
+    def __init__(self, *, timeout_s: float | None, elapsed_s: float = 0.0, phases: dict[str, float] | None = None) -> None:
+        self._start = time.monotonic() - elapsed_s
+        self.timeout_s = timeout_s
+        self.phases = dict(phases or {})
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began, without the time between its sittings."""
+        return time.monotonic() - self._start
+
+    def deadline(self, reserve_s: float = 0.0) -> float:
+        """Return the `time.monotonic()` at which the time is up but for `reserve_s`; infinite without a timeout."""
+        return float("inf") if self.timeout_s is None else self._start + self.timeout_s - reserve_s
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what happens inside to a phase."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - start
