@@ -1,0 +1,306 @@
+"""The search's commands: inspect, search, report, evaluate, example. Each parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mtl_bento import sources
+from mtl_bento import table as tables
+from mtl_bento.errors import SpecError, listing, nearest
+from mtl_bento_search.api import search
+from mtl_bento_search.config import Config, load_config, parse_targets, seconds, split_kind, target_options
+from mtl_bento_search.evaluation import evaluate
+from mtl_bento_search.examples import EXAMPLES
+from mtl_bento_search.inference import Inference, infer
+from mtl_bento_search.problem import make_task
+from mtl_bento_search.progress import Progress, Terminal, clock_text
+from mtl_bento_search.protocol import looks_like_split
+from mtl_bento_search.report import write_report
+from mtl_bento_search.run import REPORT, Run
+
+YAML = (".yaml", ".yml")
+
+
+def _quiet(command: Any) -> Any:
+    return click.option("--quiet", is_flag=True, help="Print errors only.")(command)
+
+
+def _json(command: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")(command)
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+
+
+def _check_duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    return None if value is None else seconds(value)
+
+
+@click.command("inspect")
+@click.argument("table")
+@click.option("--target", "targets", multiple=True, help="A column to predict, NAME or NAME:KIND; repeats.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the findings as mtl.yaml, for editing.")
+@_json
+@_quiet
+def inspect_command(table: str, targets: tuple[str, ...], out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Show what each column of TABLE is taken for.
+
+    \b
+    Example:
+      mtl-bento inspect flights.parquet --target cancelled --target arr_delay --out mtl.yaml
+    """
+    frame = tables.read(table)
+    wanted = parse_targets(targets, frame.column_names)
+    tasks = [make_task(name, target_options(name, kind), frame[name]) for name, kind in wanted.items()]
+    split = ("split",) if looks_like_split(frame) and "split" not in wanted else ()
+    found = infer(frame, targets=tuple(wanted), ignore=split)
+    if as_json:
+        _print_json(
+            {
+                "rows": frame.num_rows,
+                "targets": [task.card() for task in tasks],
+                "inputs": [{"name": c.name, "kind": c.kind, "what": c.describe()} for c in found.schema.columns],
+                "left_out": [vars(x) for x in found.left_out],
+                "split": list(split),
+            }
+        )
+    elif not quiet:
+        _show_columns(frame, tasks, found, split)
+    if out is not None:
+        _write_yaml(out, table, tasks, found, split)
+        if not quiet and not as_json:
+            click.echo(f"Wrote {out}; edit it, then: mtl-bento search {out}")
+
+
+def _show_columns(frame: Any, tasks: list[Any], found: Inference, split: tuple[str, ...]) -> None:
+    console = Console()
+    grid = Table(title=f"{frame.num_rows:,} rows, {len(frame.column_names)} columns", title_justify="left")
+    for heading in ("column", "taken for", "what"):
+        grid.add_column(heading, overflow="fold")
+    for task in tasks:
+        grid.add_row(escape(task.name), f"[bold]target[/bold] {task.spec.kind}", escape(_labels(task)))
+    for name in split:
+        grid.add_row(escape(name), "split", "train, validation and test rows")
+    for column in found.schema.columns:
+        grid.add_row(escape(column.name), column.kind, escape(column.describe()))
+    for left in found.left_out:
+        grid.add_row(escape(left.name), "[yellow]left out[/yellow]", escape(f"{left.reason}; {left.remedy}"))
+    console.print(grid)
+    if not tasks:
+        click.echo("Name what to predict: --target COLUMN (repeats).")
+
+
+def _labels(task: Any) -> str:
+    classes = task.card().get("classes")
+    return "number" if classes is None else listing(map(str, classes))
+
+
+def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split: tuple[str, ...]) -> None:
+    data: dict[str, Any] = {
+        "version": 1,
+        "data": str(Path(table).resolve()),
+        "targets": {task.name: {"kind": task.spec.kind} for task in tasks},
+        "inputs": {column.name: column.kind for column in found.schema.columns},
+    }
+    if found.left_out:
+        data["ignore"] = [left.name for left in found.left_out]
+    if split:
+        data["split"] = {"kind": "column", "column": split[0]}
+    out.write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+
+@click.command("search")
+@click.argument("table")
+@click.option("--target", "targets", multiple=True, help="A column to predict: NAME, NAME:KIND or a pattern 'NR-*'; repeats.")
+@click.option("--valid", help="A table of validation rows.")
+@click.option("--test", help="A table of test rows, scored once at the end.")
+@click.option("--split", "split_column", help="A column that says train, val or test.")
+@click.option("--ignore", multiple=True, help="A column that is no input; repeats.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder; runs/TABLE's name by default.")
+@click.option("--n-trials", type=click.IntRange(min=1), help="Total number of trials of the run.")
+@click.option("--timeout", callback=_check_duration, help="Total wall time of the run: seconds, 90s, 10m, 2h. [default: 10m]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--storage", help="An Optuna storage URL; a journal file in the run folder by default.")
+@click.option("--executor", default="local", show_default=True, help="Where networks train.")
+@click.option("--seed", type=int, help="Of every random draw. [default: 0]")
+@_json
+@_quiet
+def search_command(
+    table: str,
+    targets: tuple[str, ...],
+    valid: str | None,
+    test: str | None,
+    split_column: str | None,
+    ignore: tuple[str, ...],
+    out: Path | None,
+    n_trials: int | None,
+    timeout: float | None,
+    device: str,
+    storage: str | None,
+    executor: str,
+    seed: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Search one model for all targets of TABLE (or of a mtl.yaml): choose, test once, report, save.
+
+    The same command resumes a run; --n-trials and --timeout are its totals.
+
+    \b
+    Example:
+      mtl-bento search flights.parquet --target cancelled --target arr_delay --timeout 10m
+    """
+    config = load_config(Path(table)) if table.endswith(YAML) else None
+    options: dict[str, Any] = {}
+    if split_column is not None:
+        options["split"] = {"kind": "column", "column": split_column}
+    if ignore:
+        options["ignore"] = list(ignore)
+    data = None if config is not None else table
+    wanted = _targets(table, config, targets)
+    console = Console(stderr=True)
+    shown: Progress = Progress() if quiet or as_json else Terminal(console, timeout_s=timeout, n_trials=n_trials)
+    run = search(
+        data,
+        targets=wanted,
+        valid=valid,
+        test=test,
+        out=out if out is not None or config is None else Path("runs") / Path(table).stem,
+        n_trials=n_trials,
+        timeout=timeout,
+        device=device,
+        storage=storage,
+        executor=executor,
+        seed=seed,
+        config=config,
+        progress=shown,
+        **options,
+    )
+    if as_json:
+        _print_json(run.result)
+    elif not quiet:
+        show_result(run)
+
+
+def _targets(table: str, config: Config | None, targets: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the targets of the command line; None where mtl.yaml names them."""
+    if config is not None:
+        if targets:
+            raise SpecError("--target and mtl.yaml exclude each other; name the targets in one of them.")
+        return None
+    if not targets:
+        raise SpecError(f"No target is given; name at least one: mtl-bento search {table} --target COLUMN.")
+    # Patterns and the nearest name need the columns; the names alone are enough where all are plain.
+    return parse_targets(targets, tables.read(table).column_names)
+
+
+def show_result(run: Run) -> None:
+    """Print what a run found, where the report lies, and what to type next."""
+    result, console = run.result, Console()
+    grid = Table(title=f"Test: {result['rows']['test']:,} locked rows", title_justify="left")
+    for heading in ("task", "metric", "ours", "single-task", "better by", "95 % interval", "verdict", "served by"):
+        grid.add_column(heading, overflow="fold")
+    for task in result["tasks"]:
+        figures = [_figure(task[key]) for key in ("ours", "single_task", "difference")]
+        spread = f"{_figure(task['lower'])} to {_figure(task['upper'])}"
+        grid.add_row(escape(task["task"]), task["metric"], *figures, spread, task["verdict"], escape(task["served_by"]))
+    console.print(grid)
+    trials, phases = result["trials"], result["phases_s"]
+    total = sum(phases.values()) or 1.0
+    click.echo(
+        f"{trials['total']} trials ({trials['complete']} complete, {trials['pruned']} pruned), best: trial {trials['best']}, "
+        f"gain {trials['best_gain']:+.1%} over single-task on validation."
+    )
+    click.echo(f"Time {clock_text(total)}: " + ", ".join(f"{name} {s / total:.0%}" for name, s in phases.items()) + ".")
+    if result["test_looks"] > 1:
+        click.echo(f"Note: the test rows were scored {result['test_looks']} times; only the first look is a clean test.")
+    click.echo(f"Report: {run.folder / REPORT}")
+    click.echo(f"Next:   mtl-bento package {run.folder}")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--open", "opens", is_flag=True, help="Open it in the browser.")
+@_quiet
+def report_command(run: Path, opens: bool, quiet: bool) -> None:
+    """Write the HTML report of a RUN again.
+
+    \b
+    Example:
+      mtl-bento report runs/flights --open
+    """
+    held = Run(run)
+    path = write_report(held.folder, held.result, held.study)
+    if not quiet:
+        click.echo(str(path))
+    if opens:
+        webbrowser.open(path.resolve().as_uri())
+
+
+@click.command("evaluate")
+@click.argument("source")
+@click.argument("table")
+@_json
+@_quiet
+def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> None:
+    """Score SOURCE (model folder, run, BentoML tag or URL) on a labelled TABLE, with intervals.
+
+    \b
+    Example:
+      mtl-bento evaluate runs/flights flights.parquet
+    """
+    opened = sources.open_source(source)
+    records = evaluate(opened.full, opened.tasks(), table)
+    if as_json:
+        _print_json({"n_train": opened.n_train, "metrics": records})
+    elif not quiet:
+        grid = Table(title=f"{source}: trained on {opened.n_train or 'an unknown number of'} rows", title_justify="left")
+        for heading in ("task", "metric", "value", "95 % interval", "rows"):
+            grid.add_column(heading, overflow="fold")
+        for r in records:
+            spread = f"{_figure(r['lower'])} to {_figure(r['upper'])}"
+            grid.add_row(escape(r["task"]), r["metric"], _figure(r["value"]), spread, f"{r['n']:,}")
+        Console().print(grid)
+
+
+@click.command("example")
+@click.argument("name", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write; NAME.parquet by default.")
+@click.option("--rows", type=click.IntRange(min=1), help="Write so many rows, evenly spaced in time.")
+@_quiet
+def example_command(name: str | None, out: Path | None, rows: int | None, quiet: bool) -> None:
+    """Write a real table to try, or list what there is.
+
+    \b
+    Example:
+      mtl-bento example flights --out flights.parquet --rows 20000
+    """
+    if name is None:
+        for example in EXAMPLES.values():
+            click.echo(f"{example.name}: {example.description}")
+        return
+    if name not in EXAMPLES:
+        raise SpecError(f"There is no example {name!r}{nearest(name, EXAMPLES)} Examples: {listing(EXAMPLES)}.")
+    example = EXAMPLES[name]
+    path = out if out is not None else Path(f"{name}.parquet")
+    table = example.make(rows)
+    tables.write(table, path)
+    if not quiet:
+        click.echo(f"Wrote {path}: {table.num_rows:,} rows. Next:")
+        click.echo(f"  mtl-bento search {path} " + " ".join(f"--target {split_kind(t)[0]}" for t in example.targets))
+    sys.stdout.flush()

@@ -1,0 +1,63 @@
+"""Metrics per task of any source (folder, run, tag, URL) on a labelled table, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtl_bento import table as tables
+from mtl_bento.errors import SchemaError, listing
+from mtl_bento.tasks._base import Task
+from mtl_bento_search import metrics
+
+
+def evaluate(predict: Any, tasks: Sequence[Task[Any]], data: Any) -> list[dict[str, Any]]:
+    """Return one record per task and metric: task, kind, metric, value, lower, upper, n.
+
+    Args:
+        predict: a function from an Arrow table to one with the columns of `output="full"`.
+        tasks: the tasks to judge; those whose column the table lacks are passed over.
+        data: a table with labels.
+
+    Raises SchemaError where the table has none of the targets, or a label that its task does not know.
+    """
+    table = tables.read(data)
+    judged = [task for task in tasks if task.name in table.column_names]
+    if not judged:
+        raise SchemaError(
+            f"The table has none of the targets ({listing(task.name for task in tasks)}); evaluate needs their labels."
+        )
+    answered: pa.Table = predict(table)
+    columns = {name: answered[name] for name in answered.column_names}
+    return [record for task in judged for record in _judge(task, table[task.name], columns)]
+
+
+def _judge(task: Task[Any], labels: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray]) -> list[dict[str, Any]]:
+    truth, scored = task.truth(labels), task.scored_columns(columns)
+    names = [task.metric, *(name for name in task.metrics if name != task.metric)]
+    records = []
+    for name in names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
+            low, high = metrics.interval(name, truth, scored)
+            value = metrics.measure(name, truth, scored)
+        records.append(
+            {
+                "task": task.name,
+                "kind": task.spec.kind,
+                "metric": name,
+                "value": _json(value),
+                "lower": _json(low),
+                "upper": _json(high),
+                "n": int(metrics.known_rows(truth).sum()),
+            }
+        )
+    return records
+
+
+def _json(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,14 @@
+"""What the search adds to `mtl_bento`, found by entry point: commands of the command line, and `mb.search`."""
+
+from __future__ import annotations
+
+import click
+
+from mtl_bento_search.api import search
+from mtl_bento_search.cli import evaluate_command, example_command, inspect_command, report_command, search_command
+from mtl_bento_search.objective import Objective
+from mtl_bento_search.run import Run
+
+commands: list[click.Command] = [inspect_command, search_command, report_command, evaluate_command, example_command]
+
+__all__ = ["Objective", "Run", "commands", "search"]
