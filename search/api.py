@@ -180,6 +180,9 @@ def _phases(
         driver.progress.phase("search")
         driver.search(references, n_trials=spec.search.n_trials)
     folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases)
+    if (held := folder.read_result()) is not None and held["trials"]["total"] == driver.n_told():
+        driver.progress.say("Nothing new was tried since the last result; it stands. Raise --n-trials or --timeout for more.")
+        return held
     return finish(driver, references, folder, clock, written)
 
 

@@ -153,6 +153,11 @@ class Folder:
         self._state |= changes
         write_file(self.path / STATE, to_json(self._state))
 
+    def read_result(self) -> dict[str, Any] | None:
+        """Return result.json, or None where the run has none yet."""
+        path = self.path / RESULT
+        return json.loads(path.read_bytes()) if path.is_file() else None
+
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""
         write_file(self.path / RESULT, to_json(plain(result)))

@@ -190,10 +190,10 @@ class Driver:
         """Ask rounds of trials until `n_trials` are told, the time is up, or somebody interrupts."""
         self._forget_the_dead()
         deadline = self.clock.deadline(REPORT_S + float(self.folder.read_state().get("finals_s", 0.0)))
-        if self._n_told() == 0:
+        if self.n_told() == 0:
             self._tell_default(references)
         while not self.interrupted and time.monotonic() < deadline:
-            left = math.inf if n_trials is None else n_trials - self._n_told()
+            left = math.inf if n_trials is None else n_trials - self.n_told()
             if left <= 0:
                 break
             if not self.space.distributions:
@@ -205,7 +205,8 @@ class Driver:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(trial.number, state=TrialState.FAIL)
 
-    def _n_told(self) -> int:
+    def n_told(self) -> int:
+        """Return how many trials are complete or pruned."""
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
     def _ask(self, ordinal: int) -> tuple[optuna.Trial, dict[str, Any]]:
@@ -225,7 +226,7 @@ class Driver:
         self._complete(trial, self.space.member(params), references.default.members, references.default_losses, references)
 
     def _round(self, references: References, n: int, deadline: float) -> None:
-        first = self._n_told()
+        first = self.n_told()
         asked = []
         for i in range(n):
             trial, params = self._ask(first + i)
@@ -339,7 +340,7 @@ class Driver:
             callback(self.study, frozen)
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best = max((t.value for t in trials if t.value is not None), default=None)
-        self.progress.told(self._n_told(), best)
+        self.progress.told(self.n_told(), best)
 
     # -- finals -------------------------------------------------------------------------------------------------
 
