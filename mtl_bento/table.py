@@ -80,9 +80,11 @@ def write(table: pa.Table, path: str | os.PathLike[str]) -> None:
         sys.stdout.buffer.flush()
         return
     target = Path(path)
-    writer = _WRITERS[_suffix(target, "output", _WRITERS)]
     if target.is_dir():
         raise TableError(f"output: {str(target)!r} is a folder; name a file in it.")
+    writer = _WRITERS[_suffix(target, "output", _WRITERS)]
+    if not target.parent.is_dir():
+        raise TableError(f"output: there is no folder {str(target.parent)!r}; create it, or name another.")
     # A hidden neighbour, so that the rename stays on one disk and no reader ever sees half a file.
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -102,14 +104,16 @@ def concat(tables: Sequence[pa.Table], *, role: str = "table") -> pa.Table:
     """
     for table in tables:
         _check_names(table.column_names, role)
-    for name in dict.fromkeys(name for table in tables for name in table.column_names):
-        types = {table.schema.field(name).type for table in tables if name in table.column_names}
+    names = dict.fromkeys(name for table in tables for name in table.column_names)
+    plainly = {name for name in names if len(_types(tables, name)) > 1}
+    alike = [_with_plain(table, plainly) for table in tables]
+    for name in plainly:
         try:
-            pa.unify_schemas([pa.schema([(name, kind)]) for kind in types], promote_options="permissive")
+            pa.unify_schemas([pa.schema([(name, kind)]) for kind in _types(alike, name)], promote_options="permissive")
         except pa.ArrowException:
-            both = " and ".join(sorted(str(kind) for kind in types))
+            both = " and ".join(sorted(str(kind) for kind in _types(tables, name)))
             raise TableError(f"{role}: column {name!r} is {both} in different tables; give it one type.") from None
-    return pa.concat_tables(tables, promote_options="permissive")
+    return pa.concat_tables(alike, promote_options="permissive")
 
 
 def plain(values: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -167,6 +171,15 @@ def _unwrapped(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return None
 
 
+def _types(tables: Sequence[pa.Table], name: str) -> set[pa.DataType]:
+    return {table.schema.field(name).type for table in tables if name in table.column_names}
+
+
+def _with_plain(table: pa.Table, names: set[str]) -> pa.Table:
+    columns = [plain(table[name]) if name in names else table[name] for name in table.column_names]
+    return pa.table(columns, names=table.column_names)
+
+
 def _checked(table: pa.Table, role: str) -> pa.Table:
     _check_names(table.column_names, role)
     if table.num_columns == 0:
@@ -196,6 +209,8 @@ def _read_frame(source: Any, role: str) -> pa.Table:
         return source
     if _is_frame(source, "pandas"):
         return _from_pandas(source, role)
+    if _is_frame(source, "polars"):
+        return _from_polars(source, role)
     if hasattr(source, "__arrow_c_stream__") or isinstance(source, pa.RecordBatch):
         return _from_stream(source, role)
     raise TableError(
@@ -213,13 +228,22 @@ def _from_pandas(frame: Any, role: str) -> pa.Table:
 
 
 def _from_series(series: Any, name: str, role: str) -> Any:
+    if type(series.dtype).__name__ == "SparseDtype":  # by name: pandas is not imported here
+        series = series.sparse.to_dense()
     try:
         return pa.Array.from_pandas(series)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise TableError(
-            f"{role}: column {name!r} holds cells of several kinds ({reason}); give it one type."
-        ) from None
+        raise TableError(f"{role}: column {name!r} cannot be read ({reason}); give its cells one type.") from None
+
+
+def _from_polars(frame: Any, role: str) -> pa.Table:
+    # Objects would come through as the addresses of their pointers.
+    objects = [name for name, dtype in frame.schema.items() if str(dtype) == "Object"]
+    if objects:
+        raise TableError(f"{role}: column {objects[0]!r} holds Python objects; give its cells one type.")
+    columns = [_from_stream(frame.select(name), f"{role}: column {name!r}") for name in frame.columns]
+    return pa.table([column.column(0) for column in columns], names=frame.columns)
 
 
 def _from_stream(source: Any, role: str) -> pa.Table:
@@ -227,7 +251,7 @@ def _from_stream(source: Any, role: str) -> pa.Table:
         return pa.table(source)
     except (pa.ArrowException, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise TableError(f"{role}: the frame cannot be turned into an Arrow table ({reason}).") from None
+        raise TableError(f"{role}: it cannot be turned into an Arrow table ({reason}); use other types.") from None
 
 
 # Files
@@ -253,7 +277,7 @@ def _not_a_file(path: Path) -> str:
         inside = sorted(item.name for item in path.iterdir() if item.name.lower().endswith(tuple(_READERS)))
         return f"{str(path)!r} is a folder; name a file" + (f" in it: {listing(inside)}." if inside else ".")
     around = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    return f"there is no file {str(path)!r}{nearest(path.name, around)}"
+    return f"there is no file {str(path)!r}{nearest(path.name, around) or '; check the path.'}"
 
 
 def _suffix(path: Path, role: str, known: dict[str, Any]) -> str:
@@ -271,9 +295,11 @@ def _read_text(delimiter: str) -> Callable[[Path, str], pa.Table]:
         _check_text(content, path, role)
         try:
             table = _parse_text(content, delimiter)
+            _check_encoding(table, path, role)
         except pa.ArrowInvalid as error:
             raise TableError(f"{role}: {str(path)!r} {_text_complaint(str(error))}") from None
-        _check_encoding(table, path, role)
+        except UnicodeDecodeError:  # from the line of names
+            raise TableError(f"{role}: {str(path)!r} is not UTF-8 text; save it as UTF-8.") from None
         _check_delimiter(table, delimiter, path, role)
         return table
 
@@ -303,7 +329,13 @@ def _text_complaint(message: str) -> str:
     return f"cannot be read as text cells ({message.splitlines()[0]})."
 
 
-_BINARY = {b"PAR1": ".parquet", b"ARROW1": ".arrow", b"FEA1": ".feather", b"PK\x03\x04": ".xlsx or .zip"}
+_BINARY = {
+    b"\x1f\x8b": ".csv.gz",
+    b"PAR1": ".parquet",
+    b"ARROW1": ".arrow",
+    b"FEA1": ".feather",
+    b"PK\x03\x04": ".xlsx or .zip",
+}
 
 
 def _check_text(content: pa.Buffer, path: Path, role: str) -> None:
@@ -320,7 +352,9 @@ def _check_text(content: pa.Buffer, path: Path, role: str) -> None:
 
 def _check_encoding(table: pa.Table, path: Path, role: str) -> None:
     # Arrow reads a column of text that is not UTF-8 as bytes.
-    wrong = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    wrong = [
+        name for name, kind in zip(table.column_names, table.schema.types, strict=True) if pa.types.is_binary(kind)
+    ]
     if wrong:
         raise TableError(f"{role}: {str(path)!r} is not UTF-8 text (column {wrong[0]!r}); save it as UTF-8.")
 

@@ -68,7 +68,7 @@ class CategoricalColumn(Column):
 
     def wire_type(self) -> Any:
         """Return text, true or false, or a finite number; it is validated into its canonical text."""
-        return Annotated[Level, AfterValidator(text_of)]
+        return Annotated[Level, AfterValidator(_sent)]
 
     def arrow_type(self) -> pa.DataType:
         """Return string: the levels of a batch may come in several types."""
@@ -103,9 +103,19 @@ def text_of(value: str | bool | int | float) -> str:
         return text_of(int(whole[1])) if whole else "0" if value == "-0" else value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def _sent(value: str | bool | int | float) -> str:
+    text = text_of(value)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair: it would break the whole batch as it becomes an array
+            raise ValueError("is not valid Unicode text") from None
+    return text
 
 
 def by_text(values: pa.ChunkedArray, name: str) -> tuple[np.ndarray, list[tuple[str, Any]]]:

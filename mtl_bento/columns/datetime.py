@@ -25,7 +25,7 @@ EARLIEST, LATEST = (int(np.datetime64(day, "us").astype(np.int64)) for day in ("
 
 
 class DatetimeColumn(Column):
-    """Moments: timestamps, dates, ISO texts, or whole numbers of milliseconds since 1970."""
+    """Moments: timestamps, dates, ISO texts, or whole numbers of milliseconds since 1970 (20130502 is a date)."""
 
     kind: Literal["datetime"] = "datetime"
     block: ClassVar[str] = "numeric"
@@ -152,8 +152,8 @@ def _converted(cells: pa.Array, name: str) -> pa.Array:
     if pa.types.is_floating(kind):
         cells = pc.if_else(pc.is_nan(cells), pa.scalar(None, kind), cells).cast(pa.int64())
     if pa.types.is_integer(cells.type):
-        return _milliseconds(cells.cast(pa.int64()))
-    if pa.types.is_large_string(kind):
+        cells = cells.cast(pa.large_string())  # as in a request, so that both read a number alike
+    if pa.types.is_large_string(cells.type):
         return _parsed(cells)
     raise type_error(name, kind, wanted=WANTED)
 
@@ -163,12 +163,16 @@ def _milliseconds(numbers: pa.Array) -> pa.Array:
 
 
 def _parsed(texts: pa.Array) -> pa.Array:
-    """Return ISO texts, with or without a zone, and texts of whole milliseconds as timestamps."""
+    """Return ISO texts, with or without a zone, and texts of whole milliseconds as timestamps.
+
+    20130502 is a date, not five hours and a half after the beginning of 1970. Four digits may be a year: refused.
+    """
     none = pa.scalar(None, pa.large_string())
     text = pc.utf8_trim_whitespace(texts)
     text = pc.if_else(pc.equal(text, ""), none, text)
     text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")  # nanoseconds: cut
-    number = pc.match_substring_regex(text, r"^-?\d{5,}$")
+    text = pc.replace_substring_regex(text, r"^((?:19|20|21)\d\d)(0[1-9]|1[0-2])([0-3]\d)$", r"\1-\2-\3")
+    number = pc.match_substring_regex(text, r"^-?(\d{1,3}|\d{5,})$")
     zoned = pc.match_substring_regex(text, r":\d\d.*(Z|[+-]\d\d(:?\d\d)?)$")
     local = pc.and_not(pc.invert(zoned), number)
     return pc.coalesce(
@@ -182,7 +186,7 @@ def _checked(value: int | str) -> str:
     text = str(value)
     try:
         _strict(pa.array([text], pa.large_string()), "")
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, UnicodeEncodeError):
         raise ValueError(f"{text[:60]!r} is not a date; send ISO text or milliseconds since 1970") from None
     return text
 

@@ -87,7 +87,11 @@ def _lists(cells: pa.Array, name: str) -> pa.Array:
     inner = kind.value_type
     if not (pa.types.is_null(inner) or pa.types.is_floating(inner) or pa.types.is_integer(inner)):
         raise type_error(name, kind, wanted=wanted)
-    return cells.cast(pa.large_list(pa.float64()), safe=False)
+    # Not by a cast: that of a list view with missing cells makes an invalid array.
+    sizes = pc.if_else(cells.is_null(), 0, pc.list_value_length(cells)).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.cumsum([0, *sizes]), pa.int64())
+    values = pc.list_flatten(cells).cast(pa.float64(), safe=False)
+    return pa.LargeListArray.from_arrays(offsets, values, mask=cells.is_null())
 
 
 def _is_list(kind: pa.DataType) -> bool:
