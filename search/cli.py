@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mtl_bento import table as tables
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento_search.api import search
 from mtl_bento_search.config import Config, load_config, parse_targets, seconds, split_kind, target_options
-from mtl_bento_search.evaluation import evaluate
+from mtl_bento_search.evaluation import evaluate, judged
 from mtl_bento_search.examples import EXAMPLES
 from mtl_bento_search.inference import Inference, infer
 from mtl_bento_search.problem import make_task
@@ -265,11 +266,12 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
       mtl-bento evaluate runs/flights flights.parquet
     """
     opened = sources.open_source(source)
-    records = evaluate(opened.full, opened.tasks(), table)
+    tasks, n_train = judged(opened)
+    records = evaluate(partial(opened.predict, output="full"), tasks, table)
     if as_json:
-        _print_json({"n_train": opened.n_train, "metrics": records})
+        _print_json({"n_train": n_train, "metrics": records})
     elif not quiet:
-        grid = Table(title=f"{source}: trained on {opened.n_train or 'an unknown number of'} rows", title_justify="left")
+        grid = Table(title=f"{source}: trained on {n_train:,} rows", title_justify="left")
         for heading in ("task", "metric", "value", "95 % interval", "rows"):
             grid.add_column(heading, overflow="fold")
         for r in records:

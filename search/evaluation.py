@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from mtl_bento import table as tables
 from mtl_bento.errors import SchemaError, listing
-from mtl_bento.tasks._base import Task
+from mtl_bento.model import Model
+from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento_search import metrics
 
 
@@ -34,6 +35,15 @@ def evaluate(predict: Any, tasks: Sequence[Task[Any]], data: Any) -> list[dict[s
     answered: pa.Table = predict(table)
     columns = {name: answered[name] for name in answered.column_names}
     return [record for task in judged for record in _judge(task, table[task.name], columns)]
+
+
+def judged(source: Any) -> tuple[list[Task[Any]], int]:
+    """Return the tasks of a model, or of a service by what it says of them, and how many rows trained it."""
+    if isinstance(source, Model):
+        return list(source.tasks), int(source.card.get("n_train", 0))
+    said = source.model()
+    specs = [TASKS.parse({k: v for k, v in task["spec"].items()}) for task in said["tasks"]]
+    return [TASKS.class_of(type(spec))(spec) for spec in specs], int(said["card"].get("n_train", 0))
 
 
 def _judge(task: Task[Any], labels: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray]) -> list[dict[str, Any]]:

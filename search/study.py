@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mtl_bento.errors import RunError, SpecError
 from mtl_bento.network import Trained
-from mtl_bento.training import Member, MemberSpec, stable_seed
+from mtl_bento.training import EVALUATIONS, Member, MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
 from mtl_bento_search.checkpoints import load_members, save_members
 from mtl_bento_search.executors._base import Executor
@@ -453,11 +453,15 @@ def shortened_steps(driver: Driver, steps: int, *, timeout_s: float | None) -> i
     n_members = driver.n_splits * (1 + len(names) * (1 if driver.n_splits > 1 else SEEDS))
     probe = [Member(spec, seed=k) for k in range(4 * driver.executor.n_workers)]
     trip = Round(probe, driver.executor, seed=0)
-    trip.advance(2, reference=None, deadline=math.inf)
-    started = time.monotonic()
-    trip.advance(10, reference=None, deadline=math.inf)
-    per_step = (time.monotonic() - started) / 8 / len(probe)
-    affordable = REFERENCE_SHARE * timeout_s / (per_step * n_members)
+    # Each advance ends with a look at the validation rows; the first also warms up.
+    times = []
+    for goal in (2, 6, 22):
+        started = time.monotonic()
+        trip.advance(goal, reference=None, deadline=math.inf)
+        times.append((time.monotonic() - started) / len(probe))
+    per_step = max((times[2] - times[1]) / 12, 1e-7)
+    look = max(times[1] - 4 * per_step, 0.0)
+    affordable = (REFERENCE_SHARE * timeout_s / n_members - EVALUATIONS * look) / per_step
     return steps if affordable >= steps else max(32, int(affordable) // 16 * 16)
 
 

@@ -48,7 +48,7 @@ def make_table(n: int = 600, *, seed: int = 0) -> pa.Table:
             "вес, кг": pa.array(weight.round(2)),
             "state": holes(state.tolist(), 0.05, pa.string()),
             "children": pa.array(rng.integers(0, 5, n)),
-            "when": pa.array(when),
+            "when": pa.array(when.astype("datetime64[s]")),
             "embedding": pa.array(list(vector), pa.list_(pa.float32())),
             "income": pa.array(np.where(drive > 0.5, ">50K", "<=50K")),
             "分类": holes(np.array(["低", "中", "高"])[kind].tolist(), 0.2, pa.string()),
