@@ -74,9 +74,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():
-            raise ArtifactError(f"Model {folder}: {name} is missing; copy the whole folder again or package the run anew.")
+            raise ArtifactError(
+                f"Model {folder}: {name} is missing; copy the whole folder again or package the run anew."
+            )
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ArtifactError(f"Model {folder}: {name} is damaged; copy the whole folder again or package the run anew.")
+            raise ArtifactError(
+                f"Model {folder}: {name} is damaged; copy the whole folder again or package the run anew."
+            )
     manifest: dict[str, Any] = _read_json(folder, MANIFEST)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
@@ -102,8 +106,12 @@ def _read_json(folder: Path, name: str) -> Any:
     path = folder / name
     if not path.is_file():
         what = "is missing" if (folder / MANIFEST).is_file() or (folder / CHECKSUMS).is_file() else "is not there"
-        raise ArtifactError(f"{folder} is no whole model folder: {name} {what}; `mtl-bento search` makes one in RUN/model.")
+        raise ArtifactError(
+            f"{folder} is no whole model folder: {name} {what}; `mtl-bento search` makes one in RUN/model."
+        )
     try:
         return json.loads(path.read_bytes())
     except ValueError:
-        raise ArtifactError(f"Model {folder}: {name} is damaged; copy the whole folder again or package the run anew.") from None
+        raise ArtifactError(
+            f"Model {folder}: {name} is damaged; copy the whole folder again or package the run anew."
+        ) from None

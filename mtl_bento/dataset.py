@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl_bento.network import ENCODERS, Inputs
+from mtl_bento.encoders._base import ENCODERS
+from mtl_bento.network import Inputs
 from mtl_bento.tasks._base import Task
 
 
@@ -61,7 +62,9 @@ class Dataset:
         prepared = []
         for block, columns in inputs.columns.items():
             spec = ENCODERS.spec_class(block)()
-            encoder = ENCODERS.class_of(type(spec))([spec], columns, inputs.fitted[block], [torch.Generator()]).to(dtype)
+            encoder = ENCODERS.class_of(type(spec))([spec], columns, inputs.fitted[block], [torch.Generator()]).to(
+                dtype
+            )
             prepared.append(encoder.prepare(torch.from_numpy(blocks[block])).to(device))
         labels = tuple(torch.from_numpy(target) for target in targets)
         learned = torch.from_numpy(np.unique(np.concatenate([train for train, _ in splits])))

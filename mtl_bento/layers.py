@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 Init = Callable[[tuple[int, ...], Generator], Tensor]
 
+
 def identity(x: Tensor) -> Tensor:
     """Return x."""
     return x
@@ -107,6 +108,8 @@ class StackedLinear(Stacked):
     ) -> None:
         super().__init__()
         self.inner = inner
+        self.weight: nn.Parameter
+        self.bias: nn.Parameter | None
         draws = [uniform(size) for size in fan_in]
         sizes = list(zip(fan_in, fan_out, strict=True))
         self.stack("weight", [(inner, i, o) for i, o in sizes], draws, generators, padded_to=(inner, *padded))

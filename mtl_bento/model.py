@@ -177,18 +177,26 @@ class Model:
 
     def card_text(self) -> str:
         """Return the model card in words (Markdown)."""
-        lines = [f"# {self.card.get('name', 'Model')}", "", "Targets, and how well they were predicted on locked test rows:", ""]
+        lines = [
+            f"# {self.card.get('name', 'Model')}",
+            "",
+            "Targets, and how well they were predicted on locked test rows:",
+            "",
+        ]
         lines += ["| target | kind | metric | test |", "|---|---|---|---|"]
         metrics = self.card.get("metrics", {})
         for task in self.tasks:
             value = metrics.get(task.name, {}).get(task.metric)
-            lines.append(f"| {task.name} | {task.spec.kind} | {task.metric} | {'-' if value is None else f'{value:.4f}'} |")
-        lines += ["", f"{len(self._order)} networks, {self.n_parameters:,} parameters, trained on {self.card.get('n_train', '?')} rows."]
+            lines.append(
+                f"| {task.name} | {task.spec.kind} | {task.metric} | {'-' if value is None else f'{value:.4f}'} |"
+            )
+        lines += [
+            "",
+            f"{len(self._order)} networks, {self.n_parameters:,} parameters, trained on {self.card.get('n_train', '?')} rows.",
+        ]
         lines += ["", "Inputs: " + ", ".join(f"{c.name} ({c.kind})" for c in self.schema.columns) + "."]
         return "\n".join(lines) + "\n"
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-

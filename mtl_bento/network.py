@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import Column
-from mtl_bento.encoders._base import ENCODERS, EncoderSpec
+from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec
 from mtl_bento.heads._base import HEADS, HeadSpec
 from mtl_bento.layers import Dropout, PerMember, Stacked
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import Task
-from mtl_bento.trunks._base import TRUNKS, TrunkSizes, TrunkSpec
+from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
 
 AnyEncoder = Annotated[EncoderSpec, BeforeValidator(ENCODERS.parse), SerializeAsAny()]
 AnyTrunk = Annotated[TrunkSpec, BeforeValidator(TRUNKS.parse), SerializeAsAny()]
@@ -88,6 +88,8 @@ class Network(nn.Module):
         seeds: one a member, for its initial weights alone.
     """
 
+    trunk: Trunk[Any]
+
     def __init__(
         self, specs: Sequence[NetworkSpec], inputs: Inputs, tasks: Sequence[Task[Any]], seeds: Sequence[int]
     ) -> None:
@@ -95,14 +97,21 @@ class Network(nn.Module):
         self.specs, self.tasks, self.blocks = list(specs), list(tasks), list(inputs.columns)
         generators = [Generator().manual_seed(seed) for seed in seeds]
         self.encoders = nn.ModuleList(
-            _build(ENCODERS, [s.encoders[block] for s in specs], inputs.columns[block], inputs.fitted[block], generators)
+            _build(
+                ENCODERS, [s.encoders[block] for s in specs], inputs.columns[block], inputs.fitted[block], generators
+            )
             for block in self.blocks
         )
-        sizes = TrunkSizes(sum(encoder.n_features for encoder in self.encoders), len(tasks))
+        sizes = TrunkSizes(sum(cast(Encoder[Any], encoder).n_features for encoder in self.encoders), len(tasks))
         self.trunk = _build(TRUNKS, [s.trunk for s in specs], sizes, generators)
         self.heads = nn.ModuleList(
             _build(
-                HEADS, [s.heads[task.name] for s in specs], self.trunk.widths, task.n_outputs, self.trunk.inner, generators
+                HEADS,
+                [s.heads[task.name] for s in specs],
+                self.trunk.widths,
+                task.n_outputs,
+                self.trunk.inner,
+                generators,
             )
             for task in tasks
         )
@@ -114,7 +123,7 @@ class Network(nn.Module):
 
     def prepare(self, blocks: dict[str, Tensor]) -> list[Tensor]:
         """Return what can be computed once per row: encoded blocks [B, C] -> prepared [B, C'], in order of `blocks`."""
-        return [encoder.prepare(blocks[name]) for name, encoder in zip(self.blocks, self.encoders, strict=True)]
+        return [cast(Encoder[Any], e).prepare(blocks[name]) for name, e in zip(self.blocks, self.encoders, strict=True)]
 
     def forward(self, prepared: Sequence[Tensor]) -> list[Tensor]:
         """Prepared blocks [K or 1, B, C'] -> outputs [K, M, B, O] for each task."""

@@ -6,9 +6,9 @@ import importlib
 import importlib.metadata
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import ValidationError
 
 from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
 from mtl_bento.spec import Spec
@@ -39,7 +39,9 @@ class Registry(Generic[Built]):
             kind = spec.model_fields["kind"].default
             held = self._specs.get(kind)
             if held is not None and (held.__module__, held.__qualname__) != (spec.__module__, spec.__qualname__):
-                raise SpecError(f"{self.family} kind {kind!r} is registered by {held.__module__} and {spec.__module__}; rename one.")
+                raise SpecError(
+                    f"{self.family} kind {kind!r} is registered by {held.__module__} and {spec.__module__}; rename one."
+                )
             self._specs[kind], self._classes[spec] = spec, built
             return built
 
@@ -64,7 +66,9 @@ class Registry(Generic[Built]):
         """Return the spec class of a kind; raises UnknownKindError with the kinds there are."""
         kinds = self.kinds()
         if kind not in kinds:
-            raise UnknownKindError(f"There is no {self.family} {kind!r}{nearest(kind, kinds)} Allowed: {listing(kinds)}.")
+            raise UnknownKindError(
+                f"There is no {self.family} {kind!r}{nearest(kind, kinds)} Allowed: {listing(kinds)}."
+            )
         return kinds[kind]
 
     def class_of(self, spec: type[Spec]) -> type[Built]:
@@ -87,11 +91,6 @@ class Registry(Generic[Built]):
                 "put it into one with an entry point (CONTRIBUTING.md) to package the model."
             )
         return names[0], importlib.metadata.version(names[0])
-
-    @property
-    def field(self) -> Any:
-        """The annotation of a spec field that holds any kind of this family: reads dicts, keeps subclasses when written."""
-        return Annotated[Spec, BeforeValidator(self.parse), SerializeAsAny()]
 
     def _load(self) -> None:
         if self._loaded:

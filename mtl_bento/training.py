@@ -32,6 +32,8 @@ AnyWeighting = Annotated[WeightingSpec, BeforeValidator(WEIGHTINGS.parse), Seria
 
 EVALUATIONS = 16
 """How often a full budget looks at the validation rows; each member keeps the weights of its best look."""
+LOOKED_AT = 16_384
+"""Validation rows that a look reads at most, evenly spaced; what is served is decided on all of them."""
 VALID_CHUNK = 4096
 """Validation rows per forward pass, so that memory stays flat."""
 PLANNED_STEPS = 64
@@ -148,7 +150,9 @@ class Cohort:
         specs = [m.spec for m in self.members]
         self.training = specs[0].training
         self.seed, self.step = stack.seed, stack.step
-        self.network = Network([s.network for s in specs], dataset.inputs, dataset.tasks, [m.seed for m in self.members])
+        self.network = Network(
+            [s.network for s in specs], dataset.inputs, dataset.tasks, [m.seed for m in self.members]
+        )
         self.network.to(device=dataset.device, dtype=dataset.dtype)
         self.flat = Flat.of(self.network)
         self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
@@ -156,11 +160,13 @@ class Cohort:
         self._delta = torch.zeros_like(self.flat.data)
         weighting_class = WEIGHTINGS.class_of(type(self.training.weighting))
         names = [task.name for task in dataset.tasks]
-        self.weighting: Any = weighting_class([s.training.weighting for s in specs], names)  # type: ignore[call-arg]
+        self.weighting: Any = weighting_class([s.training.weighting for s in specs], names)
         self.weighting.to(device=dataset.device, dtype=dataset.dtype)
         self._columns(dataset)
         self.judged = torch.tensor([judged_tasks(m, names) for m in self.members], device=dataset.device)
-        self.unit = torch.ones_like(dataset.trivial) if reference is None else torch.tensor(reference).to(dataset.trivial)
+        self.unit = (
+            torch.ones_like(dataset.trivial) if reference is None else torch.tensor(reference).to(dataset.trivial)
+        )
         n = len(self.members)
         self.best = Best(
             torch.full((n,), math.inf, device=dataset.device, dtype=dataset.dtype),
@@ -257,7 +263,7 @@ class Cohort:
         self._delta.zero_()
         self.counter += 1
         # The kernel of torch.optim.AdamW(fused=True); through the class it would take one parameter group a member.
-        torch._fused_adamw_(  # type: ignore[attr-defined]
+        torch._fused_adamw_(
             [self._delta], [self.flat.grad], [self.first], [self.second], [], [self.counter],
             lr=1.0, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
@@ -286,7 +292,7 @@ class Cohort:
         out = torch.full((len(self.members), len(dataset.tasks)), torch.nan, device=dataset.device, dtype=dataset.dtype)
         for split in splits:
             own = torch.tensor([k for k, m in enumerate(self.members) if m.split == split], device=dataset.device)
-            out[own] = self._losses_on(dataset, dataset.splits[split].valid)[own]
+            out[own] = self._losses_on(dataset, looked_at(dataset.splits[split].valid))[own]
         return out / dataset.trivial
 
     def _losses_on(self, dataset: Dataset, rows: Tensor) -> Tensor:
@@ -332,6 +338,11 @@ def restack(stacks: Sequence[Stack], kept: Sequence[Sequence[int]], *, seed: int
     pairs.sort(key=lambda pair: -pair[0].spec.network.trunk.shared_depth)
     members, states = zip(*pairs, strict=True)
     return Stack(members, seed, stacks[0].step, states)
+
+
+def looked_at(rows: Tensor) -> Tensor:
+    """Return the validation rows that looks read: all, or an evenly spaced part of many."""
+    return rows[:: -(-len(rows) // LOOKED_AT)] if len(rows) > LOOKED_AT else rows
 
 
 def judged_tasks(member: Member, names: Sequence[str]) -> list[bool]:

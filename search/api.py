@@ -181,7 +181,9 @@ def _phases(
         driver.search(references, n_trials=spec.search.n_trials)
     folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases)
     if (held := folder.read_result()) is not None and held["trials"]["total"] == driver.n_told():
-        driver.progress.say("Nothing new was tried since the last result; it stands. Raise --n-trials or --timeout for more.")
+        driver.progress.say(
+            "Nothing new was tried since the last result; it stands. Raise --n-trials or --timeout for more."
+        )
         return held
     return finish(driver, references, folder, clock, written)
 
@@ -201,5 +203,3 @@ def optuna_url_without_password(url: str) -> str:
     head, at, tail = url.rpartition("@")
     scheme, slashes, user = head.partition("://")
     return f"{scheme}{slashes}{user.partition(':')[0]}:***@{tail}" if at and ":" in user else url
-
-

@@ -25,11 +25,13 @@ def save_members(path: Path, members: Sequence[Trained], info: dict[str, Any]) -
 def load_members(path: Path) -> tuple[list[Trained], dict[str, Any]]:
     """Return trained members and their info; raises RunError where the file is missing or damaged."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["mtl_bento"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
-        raise RunError(f"{path} is missing or damaged; remove the run folder, or search again with another --out.") from None
+        raise RunError(
+            f"{path} is missing or damaged; remove the run folder, or search again with another --out."
+        ) from None
     members = []
     for i, spec in enumerate(header["specs"]):
         own = {name.partition(".")[2]: t for name, t in tensors.items() if name.partition(".")[0] == str(i)}

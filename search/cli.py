@@ -123,14 +123,18 @@ def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split
 
 @click.command("search")
 @click.argument("table")
-@click.option("--target", "targets", multiple=True, help="A column to predict: NAME, NAME:KIND or a pattern 'NR-*'; repeats.")
+@click.option(
+    "--target", "targets", multiple=True, help="A column to predict: NAME, NAME:KIND or a pattern 'NR-*'; repeats."
+)
 @click.option("--valid", help="A table of validation rows.")
 @click.option("--test", help="A table of test rows, scored once at the end.")
 @click.option("--split", "split_column", help="A column that says train, val or test.")
 @click.option("--ignore", multiple=True, help="A column that is no input; repeats.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder; runs/TABLE's name by default.")
 @click.option("--n-trials", type=click.IntRange(min=1), help="Total number of trials of the run.")
-@click.option("--timeout", callback=_check_duration, help="Total wall time of the run: seconds, 90s, 10m, 2h. [default: 10m]")
+@click.option(
+    "--timeout", callback=_check_duration, help="Total wall time of the run: seconds, 90s, 10m, 2h. [default: 10m]"
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--storage", help="An Optuna storage URL; a journal file in the run folder by default.")
 @click.option("--executor", default="local", show_default=True, help="Where networks train.")
@@ -225,7 +229,9 @@ def show_result(run: Run) -> None:
     )
     click.echo(f"Time {clock_text(total)}: " + ", ".join(f"{name} {s / total:.0%}" for name, s in phases.items()) + ".")
     if result["test_looks"] > 1:
-        click.echo(f"Note: the test rows were scored {result['test_looks']} times; only the first look is a clean test.")
+        click.echo(
+            f"Note: the test rows were scored {result['test_looks']} times; only the first look is a clean test."
+        )
     click.echo(f"Report: {run.folder / REPORT}")
     click.echo(f"Next:   mtl-bento package {run.folder}")
 

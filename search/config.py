@@ -145,7 +145,9 @@ def parse_targets(names: Sequence[str], columns: Sequence[str]) -> dict[str, dic
         name, kind = split_kind(text)
         matched = [name] if name in columns else [c for c in columns if fnmatch.fnmatchcase(c, name)]
         if not matched:
-            raise SpecError(f"There is no column {name!r} for a target{nearest(name, columns)} Columns: {listing(columns)}.")
+            raise SpecError(
+                f"There is no column {name!r} for a target{nearest(name, columns)} Columns: {listing(columns)}."
+            )
         targets |= dict.fromkeys(matched, kind)
     return targets
 

@@ -42,7 +42,7 @@ def judged(source: Any) -> tuple[list[Task[Any]], int]:
     if isinstance(source, Model):
         return list(source.tasks), int(source.card.get("n_train", 0))
     said = source.model()
-    specs = [TASKS.parse({k: v for k, v in task["spec"].items()}) for task in said["tasks"]]
+    specs = [TASKS.parse(task["spec"]) for task in said["tasks"]]
     return [TASKS.class_of(type(spec))(spec) for spec in specs], int(said["card"].get("n_train", 0))
 
 

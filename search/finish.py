@@ -84,7 +84,9 @@ def _quiet(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray
         return metrics.measure(name, truth, scored, weights)
 
 
-def finish(driver: Driver, references: References, folder: Folder, clock: Clock, spec: dict[str, Any]) -> dict[str, Any]:
+def finish(
+    driver: Driver, references: References, folder: Folder, clock: Clock, spec: dict[str, Any]
+) -> dict[str, Any]:
     """Choose, test, write model, result and report; return the result."""
     problem = driver.problem
     best = driver.best_trial()
@@ -111,9 +113,7 @@ def finish(driver: Driver, references: References, folder: Folder, clock: Clock,
 
 def make_model(problem: Problem, members: Sequence[Any], blend: np.ndarray, *, card: dict[str, Any]) -> Model:
     """Return the model of some members on a problem's schema."""
-    held = tuple(
-        type(m)(m.spec, {name: tensor.detach().cpu() for name, tensor in m.state.items()}) for m in members
-    )
+    held = tuple(type(m)(m.spec, {name: tensor.detach().cpu() for name, tensor in m.state.items()}) for m in members)
     return Model(problem.schema, problem.tasks, problem.dataset.inputs, held, blend, card)
 
 
@@ -197,9 +197,7 @@ def _result(
             "best_params": best.params,
             "default_gain": next((t.value for t in complete if t.number == 0), None),
             "gains": [[t.number, t.value, t.state.name.lower()] for t in trials if t.state != TrialState.FAIL],
-            "task_gains": [
-                [t.number, [t.user_attrs.get(f"gain.{name}") for name in problem.names]] for t in complete
-            ],
+            "task_gains": [[t.number, [t.user_attrs.get(f"gain.{name}") for name in problem.names]] for t in complete],
         },
         "curves": {
             "references": references.curves,

@@ -25,7 +25,7 @@ class Metric:
 
 
 def _label(scored: np.ndarray) -> np.ndarray:
-    return scored.argmax(1)
+    return np.asarray(scored.argmax(1))
 
 
 def _needs_both(scorer: Scorer) -> Scorer:
@@ -42,7 +42,9 @@ def _log_loss(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None)
 
 
 def _balanced(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None) -> float:
-    return float(sk.recall_score(truth, _label(scored), average="macro", labels=np.unique(truth), sample_weight=weights))
+    return float(
+        sk.recall_score(truth, _label(scored), average="macro", labels=np.unique(truth), sample_weight=weights)
+    )
 
 
 def _roc_auc_ovr(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None) -> float:

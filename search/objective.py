@@ -25,7 +25,7 @@ Losses = NDArray[np.float64]
 def gains(losses: Losses, single: Losses) -> Losses:
     """Return each task's gain [T] over the single-task loss, cut to [-1, 1]; NaN losses count as -1."""
     raw = (single - losses) / single.clip(LEAST, MOST)
-    return np.nan_to_num(raw, nan=-1.0, posinf=-1.0, neginf=-1.0).clip(-1.0, 1.0)
+    return np.asarray(np.nan_to_num(raw, nan=-1.0, posinf=-1.0, neginf=-1.0).clip(-1.0, 1.0))
 
 
 def score(losses: Losses, single: Losses, weights: Sequence[float]) -> float:
@@ -50,9 +50,7 @@ class Objective:
         seed: of every draw but the sampler's.
     """
 
-    def __init__(
-        self, dataset: Dataset, space: Space, *, single: Sequence[float] | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, dataset: Dataset, space: Space, *, single: Sequence[float] | None = None, seed: int = 0) -> None:
         self.dataset, self.space, self.seed = dataset, space, seed
         self.single = np.ones(len(dataset.tasks)) if single is None else np.asarray(single, dtype=np.float64)
         self.weights = [task.spec.weight for task in dataset.tasks]

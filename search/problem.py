@@ -94,7 +94,7 @@ def make_task(name: str, options: Mapping[str, Any], values: pa.ChunkedArray) ->
     kind = options.get("kind") or infer_task(values)
     spec = TASKS.parse({**options, "kind": kind, "name": name})
     task_class = TASKS.class_of(type(spec))
-    return task_class(task_class.fit(spec, values))  # type: ignore[no-any-return,attr-defined,call-arg]
+    return task_class(task_class.fit(spec, values))
 
 
 def infer_task(values: pa.ChunkedArray) -> str:
@@ -128,10 +128,16 @@ def _load(config: Config, data: Any, valid: Any, test: Any) -> tuple[pa.Table, n
     if data is None:
         spec = config.data
         if isinstance(spec, DataSpec):
-            data, valid, test = spec.train, valid if valid is not None else spec.valid, test if test is not None else spec.test
+            data, valid, test = (
+                spec.train,
+                valid if valid is not None else spec.valid,
+                test if test is not None else spec.test,
+            )
         else:
             data = spec
-    given = [(role, source) for role, source in (("train", data), ("valid", valid), ("test", test)) if source is not None]
+    given = [
+        (role, source) for role, source in (("train", data), ("valid", valid), ("test", test)) if source is not None
+    ]
     parts = [tables.read(source, role="table" if role == "train" else f"--{role} table") for role, source in given]
     if len(parts) == 1:
         return parts[0].combine_chunks(), None
@@ -156,7 +162,9 @@ def _known_targets(config: Config, table: pa.Table) -> dict[str, dict[str, Any]]
                 f"Columns: {listing(table.column_names)}."
             )
     if not config.targets:
-        raise SpecError(f"No target is given; name at least one, `--target NAME`. Columns: {listing(table.column_names)}.")
+        raise SpecError(
+            f"No target is given; name at least one, `--target NAME`. Columns: {listing(table.column_names)}."
+        )
     for name in config.targets:
         if name in config.inputs:
             raise SpecError(f"{name!r} is a target and cannot be an input as well; remove it from one of the two.")
@@ -181,7 +189,10 @@ def _check_splits(tasks: Sequence[Task[Any]], table: pa.Table, protocol: Protoco
     """Raise SchemaError where a part of the split leaves a task without labels."""
     parts = [(f"the training rows of fold {i + 1}" if len(protocol.splits) > 1 else "the training rows", train)
              for i, (train, _) in enumerate(protocol.splits)]  # fmt: skip
-    parts += [("the validation rows", np.concatenate([valid for _, valid in protocol.splits])), ("the test rows", protocol.test)]
+    parts += [
+        ("the validation rows", np.concatenate([valid for _, valid in protocol.splits])),
+        ("the test rows", protocol.test),
+    ]
     for task in tasks:
         labelled = ~task.known(torch.from_numpy(task.encode(table[task.name]))).numpy()
         for words, rows in parts:
@@ -202,7 +213,9 @@ def _row_weights(config: Config, table: pa.Table) -> np.ndarray | None:
     bad = ~(weights >= 0)
     if bad.any():
         row = int(bad.argmax())
-        raise SchemaError(f"sample_weight {name!r}, row {row}: {weights[row]} is not a weight; give a number of 0 or more.")
+        raise SchemaError(
+            f"sample_weight {name!r}, row {row}: {weights[row]} is not a weight; give a number of 0 or more."
+        )
     if not weights.sum():
         raise SchemaError(f"sample_weight {name!r} is 0 in every row; give some rows weight.")
     return np.asarray(weights / weights.mean())

@@ -38,7 +38,9 @@ class Progress:
 class Terminal(Progress):
     """A live line with the phase, the time left, the trials done and the best gain so far; plain lines without a terminal."""
 
-    def __init__(self, console: Console, *, timeout_s: float | None, n_trials: int | None, elapsed_s: float = 0.0) -> None:
+    def __init__(
+        self, console: Console, *, timeout_s: float | None, n_trials: int | None, elapsed_s: float = 0.0
+    ) -> None:
         self.console, self.timeout_s, self.n_trials = console, timeout_s, n_trials
         self._start = time.monotonic() - elapsed_s
         self._phase, self._detail, self._told, self._best = "", "", 0, None  # type: tuple[str, str, int, float | None]

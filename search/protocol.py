@@ -65,7 +65,8 @@ def make_protocol(
         roles = _roles(table, _column(spec, table))
     if roles is not None:
         return _given(spec, table, roles, labels, seed, notes)
-    return _SPLITTERS[spec.kind](spec, table, labels, seed, notes)
+    split: Protocol = _SPLITTERS[spec.kind](spec, table, labels, seed, notes)
+    return split
 
 
 def _given(
@@ -84,10 +85,14 @@ def _given(
     if not len(test):
         test, develop = _carve_test(spec, develop, labels, seed)
     if holdout:
-        notes.append(f"as given: {len(develop):,} rows train, {len(valid):,} validate, {len(test):,} locked for the test")
+        notes.append(
+            f"as given: {len(develop):,} rows train, {len(valid):,} validate, {len(test):,} locked for the test"
+        )
         return Protocol(((develop, valid),), test, tuple(notes), "column")
     if len(valid):
-        notes.append(f"the {len(valid):,} validation rows are too few to choose by, they join the folds (`split: {{folds: 0}}` keeps them apart)")
+        notes.append(
+            f"the {len(valid):,} validation rows are too few to choose by, they join the folds (`split: {{folds: 0}}` keeps them apart)"
+        )
     return _develop(spec, table, develop, test, labels, seed, notes, kind="column")
 
 
@@ -107,10 +112,14 @@ def _develop(
     rng = np.random.default_rng([seed, 1])
     if n_folds:
         if len(develop) < n_folds * 2:
-            raise SchemaError(f"{len(develop)} rows are too few for {n_folds} folds; bring more rows or write `split: {{folds: 2}}`.")
+            raise SchemaError(
+                f"{len(develop)} rows are too few for {n_folds} folds; bring more rows or write `split: {{folds: 2}}`."
+            )
         fold = deal(develop, labels, n_folds, rng)
         notes.append(f"{n_folds} folds over {len(develop):,} rows, {len(test):,} rows locked for the test")
-        return Protocol(tuple((develop[fold != f], develop[fold == f]) for f in range(n_folds)), test, tuple(notes), kind)
+        return Protocol(
+            tuple((develop[fold != f], develop[fold == f]) for f in range(n_folds)), test, tuple(notes), kind
+        )
     parts = max(2, round(len(develop) / max(HOLDOUT_ROWS, spec.valid * len(develop))))
     fold = deal(develop, labels, parts, rng)
     notes.append(f"{(fold != 0).sum():,} rows train, {(fold == 0).sum():,} validate, {len(test):,} locked for the test")
@@ -162,19 +171,25 @@ def _time(spec: SplitSpec, table: pa.Table, labels: Sequence[np.ndarray], seed: 
     del labels, seed
     values = table[_column(spec, table)]
     if values.null_count:
-        raise SchemaError(f"Column {spec.column!r} splits by time but {values.null_count} of its cells are missing; fill them.")
+        raise SchemaError(
+            f"Column {spec.column!r} splits by time but {values.null_count} of its cells are missing; fill them."
+        )
     order = pc.array_sort_indices(values.combine_chunks()).to_numpy()
     n_test = round(spec.test * len(order))
     n_valid = round(spec.valid * (len(order) - n_test))
     train, valid, test = np.split(order, [len(order) - n_test - n_valid, len(order) - n_test])
-    notes.append(f"by time: {len(train):,} oldest rows train, {len(valid):,} validate, {len(test):,} newest locked for the test")
+    notes.append(
+        f"by time: {len(train):,} oldest rows train, {len(valid):,} validate, {len(test):,} newest locked for the test"
+    )
     return Protocol(((np.sort(train), np.sort(valid)),), np.sort(test), tuple(notes), "time")
 
 
 def _group(spec: SplitSpec, table: pa.Table, labels: Sequence[np.ndarray], seed: int, notes: list[str]) -> Protocol:
     """Whole groups train, validate or test."""
     del labels
-    group = pc.dictionary_encode(table[_column(spec, table)].combine_chunks(), null_encoding="encode").indices.to_numpy()
+    group = pc.dictionary_encode(
+        table[_column(spec, table)].combine_chunks(), null_encoding="encode"
+    ).indices.to_numpy()
     n_groups = int(group.max()) + 1
     n_folds = _folds(spec, table.num_rows)
     parts = n_folds or max(2, round(1 / spec.valid))
@@ -202,11 +217,17 @@ def _fold(spec: SplitSpec, table: pa.Table, labels: Sequence[np.ndarray], seed: 
     values = table[_column(spec, table)]
     names = pc.unique(values).drop_null().sort().to_pylist()
     if len(names) < 3:
-        raise SchemaError(f"Column {spec.column!r} has {len(names)} folds; it needs at least three, the last is the test.")
-    held = {name: np.flatnonzero(pc.equal(values, name).fill_null(False).to_numpy(zero_copy_only=False)) for name in names}
+        raise SchemaError(
+            f"Column {spec.column!r} has {len(names)} folds; it needs at least three, the last is the test."
+        )
+    held = {
+        name: np.flatnonzero(pc.equal(values, name).fill_null(False).to_numpy(zero_copy_only=False)) for name in names
+    }
     *folds, last = names
     pairs = [(np.sort(np.concatenate([held[o] for o in folds if o != f])), held[f]) for f in folds]
-    notes.append(f"{len(folds)} folds of column {spec.column!r}; fold {last!r} ({len(held[last]):,} rows) is locked for the test")
+    notes.append(
+        f"{len(folds)} folds of column {spec.column!r}; fold {last!r} ({len(held[last]):,} rows) is locked for the test"
+    )
     return Protocol(tuple(pairs), held[last], tuple(notes), "fold")
 
 

@@ -40,7 +40,7 @@ def pack(members: Sequence[Member], *, seed: int, n_workers: int) -> list[tuple[
     by_key: dict[Any, list[int]] = {}
     for place, member in enumerate(members):
         by_key.setdefault(member.spec.stack_key(), []).append(place)
-    packed = []
+    packed: list[tuple[list[int], Stack]] = []
     for places in by_key.values():
         ordered = sorted(places, key=lambda p: _size(members[p]))
         most = math.ceil(len(ordered) / max(1, n_workers))

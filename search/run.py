@@ -1,11 +1,11 @@
 """A run: its folder, its state on disk, and what a user holds of it.
 
-    spec.yaml          the spec as it was understood, and the hashes of spec, data and split
-    study.log          Optuna's journal (unless the study lives elsewhere)
-    checkpoints/       weights of the references, of every complete trial, of the finals
-    model/             the served model
-    report.html        the report
-    result.json        every figure of the report
+spec.yaml          the spec as it was understood, and the hashes of spec, data and split
+study.log          Optuna's journal (unless the study lives elsewhere)
+checkpoints/       weights of the references, of every complete trial, of the finals
+model/             the served model
+report.html        the report
+result.json        every figure of the report
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class Run:
 
     def leaderboard(self) -> Any:
         """A frame with a row per trial, the best first: number, state, gain, each task's gain, parameters."""
-        trials = sorted(self.study.get_trials(deepcopy=False), key=lambda t: -(t.value if t.value is not None else -np.inf))
+        trials = sorted(
+            self.study.get_trials(deepcopy=False), key=lambda t: -(t.value if t.value is not None else -np.inf)
+        )
         params = list(dict.fromkeys(name for trial in trials for name in trial.params))
         attrs = list(dict.fromkeys(n for t in trials for n in t.user_attrs if n.startswith("gain.")))
         columns: dict[str, list[Any]] = {
@@ -118,12 +120,16 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / LOCK).open("a")
         except OSError as error:
-            raise RunError(f"{self.path} cannot be written ({error.strerror}); choose another folder with --out.") from None
+            raise RunError(
+                f"{self.path} cannot be written ({error.strerror}); choose another folder with --out."
+            ) from None
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(f"{self.path} is in use by another search; wait for it, or choose another --out.") from None
+                raise RunError(
+                    f"{self.path} is in use by another search; wait for it, or choose another --out."
+                ) from None
             yield
 
     def agree(self, spec: dict[str, Any]) -> bool:
@@ -219,7 +225,9 @@ def plain(value: Any) -> Any:
 class Clock:
     """Active wall time of a run over all its sittings, and how it divides into phases."""
 
-    def __init__(self, *, timeout_s: float | None, elapsed_s: float = 0.0, phases: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, *, timeout_s: float | None, elapsed_s: float = 0.0, phases: dict[str, float] | None = None
+    ) -> None:
         self._start = time.monotonic() - elapsed_s
         self.timeout_s = timeout_s
         self.phases = dict(phases or {})

@@ -86,7 +86,7 @@ def single_wins(shared: np.ndarray, single: np.ndarray, weights: np.ndarray | No
     mean = float(np.average(difference, weights=weight))
     spread = np.sqrt(float(np.average((difference - mean) ** 2, weights=weight)))
     error = spread * np.sqrt(float((weight**2).sum())) / float(weight.sum())
-    return mean > max(error, MARGIN * float(np.average(single[held], weights=weight)))
+    return bool(mean > max(error, MARGIN * float(np.average(single[held], weights=weight))))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from mtl_bento.spec import Searched, Spec
 from mtl_bento.training import MemberSpec, TrainingSpec
 from mtl_bento.trunks._base import TRUNKS, TrunkSpec
 from mtl_bento.weighting._base import WEIGHTINGS
+from mtl_bento.weighting.static import StaticWeightingSpec
 from mtl_bento_search.config import Choice, Domain
 
 HEAD, WEIGHTING = "dense", "static"
@@ -78,10 +79,10 @@ class Space:
         self._domains = self._resolve(domains or {})
 
     def _all_slots(self, sizes: Mapping[str, int]) -> Iterator[Slot]:
-        for kind, spec in self.trunks.items():
-            for field in _fields(spec):
+        for kind, trunk in self.trunks.items():
+            for field in _fields(trunk):
                 common = field in TrunkSpec.model_fields
-                yield _slot(field if common else f"{kind}.{field}", spec, field)
+                yield _slot(field if common else f"{kind}.{field}", trunk, field)
         for block in self.blocks:
             spec = ENCODERS.spec_class(block)
             yield from (_slot(f"{block}.{field}", spec, field) for field in _fields(spec))
@@ -100,12 +101,16 @@ class Space:
         """Return a distribution or a fixed value for every slot."""
         exact: dict[str, Domain] = {}
         for name, domain in given.items():
-            held = [slot for slot in self._slots if slot == name or (slot.startswith(f"{name}.") and self._slots[slot].task)]
+            held = [
+                slot for slot in self._slots if slot == name or (slot.startswith(f"{name}.") and self._slots[slot].task)
+            ]
             if name == "trunk":
                 raise SpecError("space: trunk is set by `search: {trunk: [...]}`.")
             if not held:
                 allowed = dict.fromkeys(slot.partition(".")[0] if s.task else slot for slot, s in self._slots.items())
-                raise SpecError(f"space: there is no parameter {name!r}{nearest(name, allowed)} Allowed: {listing(allowed, most=30)}.")
+                raise SpecError(
+                    f"space: there is no parameter {name!r}{nearest(name, allowed)} Allowed: {listing(allowed, most=30)}."
+                )
             exact |= {slot: domain for slot in held if slot == name or slot not in given}
         return {
             name: _domain(slot, exact[name]) if name in exact else _searched(slot) for name, slot in self._slots.items()
@@ -119,7 +124,9 @@ class Space:
 
     def defaults(self) -> dict[str, Any]:
         """Return trial 0: the defaults, moved into the user's space where it is narrower."""
-        found = {name: _nearest_in(d, self._slots[name].default) for name, d in self.distributions.items() if name != "trunk"}
+        found = {
+            name: _nearest_in(d, self._slots[name].default) for name, d in self.distributions.items() if name != "trunk"
+        }
         kind = next(iter(self.trunks))
         found = {name: value for name, value in found.items() if self._applies(name, kind)}
         return ({"trunk": kind} if len(self.trunks) > 1 else {}) | found
@@ -171,14 +178,16 @@ class Space:
     def _applies(self, name: str, kind: str) -> bool:
         """Return whether a trial of that trunk has the parameter."""
         slot = self._slots[name]
-        return not issubclass(slot.spec, TrunkSpec) or slot.field in self.trunks[kind].model_fields and (
-            slot.field in TrunkSpec.model_fields or slot.spec is self.trunks[kind]
+        return (
+            not issubclass(slot.spec, TrunkSpec)
+            or (slot.field in self.trunks[kind].model_fields
+            and (slot.field in TrunkSpec.model_fields or slot.spec is self.trunks[kind]))
         )
 
 
 def alone(member: MemberSpec, task: str, tasks: Sequence[str]) -> MemberSpec:
     """Return the single-task member of a configuration: the same, with all loss weight on one task."""
-    weighting = WEIGHTINGS.spec_class("static")(loss_weight={t: float(t == task) for t in tasks})
+    weighting = StaticWeightingSpec(loss_weight={t: float(t == task) for t in tasks})
     return member.model_copy(update={"training": member.training.model_copy(update={"weighting": weighting})})
 
 
@@ -205,7 +214,8 @@ def _searched(slot: Slot) -> BaseDistribution | Any:
         return slot.default
     if mark.choices is not None:
         return CategoricalDistribution(list(mark.choices))
-    assert mark.low is not None and mark.high is not None
+    assert mark.low is not None
+    assert mark.high is not None
     return _range(slot, mark.low, mark.high, mark.log)
 
 

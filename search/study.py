@@ -163,14 +163,21 @@ class Driver:
             curves[name] = _curve(held, range(n + t * seeds * n, n + (t + 1) * seeds * n), task=t)
         default_losses = np.nanmean([losses[p] for p in range(n)], axis=0)
         return References(
-            select.Candidate("trial 0", trained(0)), tuple(singles), default_losses, np.array(single_losses), curves, at_rungs
+            select.Candidate("trial 0", trained(0)),
+            tuple(singles),
+            default_losses,
+            np.array(single_losses),
+            curves,
+            at_rungs,
         )
 
     def _read_references(self, path: Path) -> References:
         members, info = load_members(path)
         n = self.n_splits
         cut = [tuple(members[i : i + n]) for i in range(0, len(members), n)]
-        singles = tuple(select.Candidate(f"single-task {t}", c) for t, c in zip(self.problem.names, cut[1:], strict=True))
+        singles = tuple(
+            select.Candidate(f"single-task {t}", c) for t, c in zip(self.problem.names, cut[1:], strict=True)
+        )
         return References(
             select.Candidate("trial 0", cut[0]),
             singles,
@@ -223,7 +230,9 @@ class Driver:
         trial.set_user_attr(ROUND, 0)
         for step, losses in references.rungs.items():
             trial.report(score(np.array(losses), references.single_losses, self.weights), step)
-        self._complete(trial, self.space.member(params), references.default.members, references.default_losses, references)
+        self._complete(
+            trial, self.space.member(params), references.default.members, references.default_losses, references
+        )
 
     def _round(self, references: References, n: int, deadline: float) -> None:
         first = self.n_told()
@@ -389,7 +398,9 @@ class Driver:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
-            self.progress.say("Interrupted: writing model and report from what is finished (Ctrl-C again stops at once).")
+            self.progress.say(
+                "Interrupted: writing model and report from what is finished (Ctrl-C again stops at once)."
+            )
             self.executor.stop()
 
         try:
@@ -423,7 +434,9 @@ def open_study(
         load_if_exists=True,
     )
     if len(study.directions) != 1 or study.direction != optuna.study.StudyDirection.MAXIMIZE:
-        raise SpecError(f"Study {name!r} does not maximise one objective; name another run with --out, or another storage.")
+        raise SpecError(
+            f"Study {name!r} does not maximise one objective; name another run with --out, or another storage."
+        )
     if not study.metric_names:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -473,7 +486,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise SpecError(f"Device {name!r} is not here; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else "") + ".") from None
+        raise SpecError(
+            f"Device {name!r} is not here; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else "") + "."
+        ) from None
     return device
 
 

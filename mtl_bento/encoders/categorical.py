@@ -80,9 +80,7 @@ class CategoricalEncoder(Encoder[CategoricalEncoderSpec]):
     def fit(cls, columns: Sequence[Column], values: Tensor) -> dict[str, Tensor]:
         """Codes [N, C], -1 missing, n other -> which of missing, levels, other was seen, all columns in one row."""
         sizes = [len(getattr(column, "levels")) for column in columns]  # noqa: B009 - a Column of this block has levels
-        seen = [
-            torch.bincount(values[:, c] + 1, minlength=size + 2)[: size + 2] > 0 for c, size in enumerate(sizes)
-        ]
+        seen = [torch.bincount(values[:, c] + 1, minlength=size + 2)[: size + 2] > 0 for c, size in enumerate(sizes)]
         return {"seen": torch.cat(seen), "n_levels": torch.tensor(sizes)}
 
     def prepare(self, values: Tensor) -> Tensor:
@@ -97,7 +95,9 @@ class CategoricalEncoder(Encoder[CategoricalEncoderSpec]):
         members, rows, width = self.table.shape
         codes = (prepared[..., self.embedded] + self.offset).expand(members, -1, -1)  # [K, B, E]
         places = codes + torch.arange(members, device=codes.device).view(-1, 1, 1) * rows
-        vectors = nn.functional.embedding(places, self.table.reshape(members * rows, width)).flatten(2)  # [K, B, E * width]
+        vectors = nn.functional.embedding(places, self.table.reshape(members * rows, width)).flatten(
+            2
+        )  # [K, B, E * width]
         return torch.cat([hot.expand(members, -1, -1), vectors], -1)
 
 

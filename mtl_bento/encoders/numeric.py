@@ -8,6 +8,7 @@ zeros and a flag of its own where training had missing cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -55,7 +56,7 @@ class NumericEncoder(Encoder[NumericEncoderSpec]):
     ) -> None:
         super().__init__(specs, columns, fitted, generators)
         edges = _edges(self.quantiles, specs[0].n_bins)
-        pairs = [(c, lo, hi) for c, cuts in enumerate(edges) for lo, hi in zip(cuts, cuts[1:], strict=False)]
+        pairs = [(c, lo, hi) for c, cuts in enumerate(edges) for lo, hi in pairwise(cuts)]
         self.register_buffer("column", torch.tensor([c for c, _, _ in pairs], dtype=torch.long), persistent=False)
         self.register_buffer("low", torch.tensor([lo for _, lo, _ in pairs]), persistent=False)
         self.register_buffer("slope", torch.tensor([1 / (hi - lo) for _, lo, hi in pairs]), persistent=False)
@@ -100,7 +101,8 @@ def _knots(known: Tensor) -> Tensor:
     place = torch.linspace(0, len(ordered) - 1, KNOTS, dtype=torch.float64)
     low = place.floor().long()
     high = place.ceil().long()
-    return (ordered[low] + (ordered[high] - ordered[low]) * (place - low)).float()
+    knots: Tensor = ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return knots.float()
 
 
 def _share(quantiles: Tensor, x: Tensor, *, right: bool) -> Tensor:
@@ -123,4 +125,5 @@ def _edges(quantiles: Tensor, n_bins: int) -> list[list[float]]:
 def _scores_of_knots(quantiles: Tensor) -> Tensor:
     """Return the normal scores [C, Q] of the knots themselves."""
     share = (_share(quantiles, quantiles, right=False) + _share(quantiles, quantiles, right=True)) / 2
-    return torch.special.ndtri(share.double()).clamp(-CLIP, CLIP).float()
+    scores: Tensor = torch.special.ndtri(share.double()).clamp(-CLIP, CLIP)
+    return scores.float()

@@ -50,7 +50,9 @@ class LevelsTask(Task[AnySpec]):
         """Return the spec with levels, dtype and frequencies; SchemaError where a label is unknown or all are alike."""
         places, firsts = by_text(values, spec.name)
         if not firsts:
-            raise SchemaError(f"Target {spec.name!r} is missing in every training row; label some rows or leave it out.")
+            raise SchemaError(
+                f"Target {spec.name!r} is missing in every training row; label some rows or leave it out."
+            )
         levels = spec.levels or tuple(sorted((value for _, value in firsts), key=lambda v: (isinstance(v, str), v)))
         known = {text_of(level) for level in levels}
         if unknown := [text for text, _ in firsts if text not in known]:

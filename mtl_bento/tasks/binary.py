@@ -68,5 +68,3 @@ class Binary(LevelsTask[BinarySpec]):
     def probabilities(self, answers: np.ndarray) -> np.ndarray:
         """answers [B, 1] -> probabilities [B, 2], the negative label first."""
         return np.concatenate([1 - answers, answers], 1)
-
-

@@ -38,7 +38,9 @@ class Regression(Task[RegressionSpec]):
         numbers = _numbers(spec.name, values)
         known = numbers[~np.isnan(numbers)]
         if not len(known):
-            raise SchemaError(f"Target {spec.name!r} is missing in every training row; label some rows or leave it out.")
+            raise SchemaError(
+                f"Target {spec.name!r} is missing in every training row; label some rows or leave it out."
+            )
         if known.min() == known.max():
             raise SchemaError(
                 f"Target {spec.name!r} is {known[0]:g} in every training row; there is nothing to learn, leave it out."

@@ -32,6 +32,7 @@ class Layers(nn.Module):
         widest = max(spec.width for spec in specs)
         self.activation = ACTIVATIONS[specs[0].activation]
         self.linears, self.dropouts = nn.ModuleList(), nn.ModuleList()
+        self.counts: list[int] = []
         for level in range(depths[0]):
             held = [spec for spec, depth in zip(specs, depths, strict=True) if depth > level]
             fan_in = [spec.width if level else n_features for spec in held]
@@ -39,12 +40,13 @@ class Layers(nn.Module):
             draws = generators[: len(held)]
             self.linears.append(StackedLinear(fan_in, [s.width for s in held], generators=draws, padded=padded))
             self.dropouts.append(Dropout([spec.dropout for spec in held]))
+            self.counts.append(len(held))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [K or 1, M, B, F] -> [K, M, B, D]."""
         x = self._layer(0, x)
         for level in range(1, len(self.linears)):
-            x = narrowed(x, self.linears[level].weight.shape[0], partial(self._layer, level))
+            x = narrowed(x, self.counts[level], partial(self._layer, level))
         return x
 
     def _layer(self, level: int, x: Tensor) -> Tensor:

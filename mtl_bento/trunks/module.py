@@ -1,12 +1,12 @@
 """An ordinary torch module as a trunk: a copy a member, looped over. Slower than a stack, under the same contract.
 
-    class MySpec(ModuleTrunkSpec):
-        kind: Literal["mine"] = "mine"
+class MySpec(ModuleTrunkSpec):
+    kind: Literal["mine"] = "mine"
 
-        def module(self, n_features: int) -> nn.Module:        # rows [B, n_features] -> states [B, self.width]
-            return nn.Sequential(nn.Linear(n_features, self.width), nn.ReLU())
+    def module(self, n_features: int) -> nn.Module:        # rows [B, n_features] -> states [B, self.width]
+        return nn.Sequential(nn.Linear(n_features, self.width), nn.ReLU())
 
-    TRUNKS.register(MySpec)(ModuleTrunk)
+TRUNKS.register(MySpec)(ModuleTrunk)
 """
 
 from __future__ import annotations

@@ -24,9 +24,11 @@ class Executor(ABC):
     ) -> list[Stack]:
         """Return every stack trained up to step `goal`, or up to the deadline (`time.monotonic()`)."""
 
+    @abstractmethod
     def stop(self) -> None:
         """End training early, now and from now on; stacks come back as far as they got."""
 
+    @abstractmethod
     def close(self) -> None:
         """End the workers."""
 

@@ -47,6 +47,7 @@ class Stopper:
         self._asked = True
 
     def __call__(self) -> bool:
+        """Return whether to end now."""
         return self._asked or time.monotonic() > self.deadline
 
 
@@ -72,6 +73,9 @@ class InProcess(Executor):
     def stop(self) -> None:
         """End training early, now and from now on."""
         self._stop.now()
+
+    def close(self) -> None:
+        """There is no worker to end."""
 
 
 class Processes(Executor):
@@ -135,10 +139,16 @@ class _Worker:
     """One child process that holds the dataset and advances stacks."""
 
     def __init__(self, packed: bytes) -> None:
-        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # Large tensors would be given back to the system and faulted in again at every step (glibc's defaults).
+        heap = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | heap
         # A session of its own: Ctrl-C in the terminal reaches the driver alone, which then decides.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
+            [sys.executable, "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            start_new_session=True,
         )
         send(self._pipe_in, packed)
 
