@@ -161,7 +161,9 @@ def _unwrapped(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if isinstance(kind, pa.BaseExtensionType):
         return pa.chunked_array([chunk.storage for chunk in values.chunks], type=kind.storage_type)
     if pa.types.is_dictionary(kind):
-        return pa.chunked_array([chunk.dictionary_decode() for chunk in values.chunks], type=kind.value_type)
+        # Not `dictionary_decode`: it knows no dictionaries of string views, such as those of polars.
+        empty = plain(pa.nulls(0, kind.value_type))
+        return pa.chunked_array([plain(chunk.dictionary).take(chunk.indices) for chunk in values.chunks], empty.type)
     if pa.types.is_run_end_encoded(kind):
         return pa.chunked_array([pc.run_end_decode(chunk) for chunk in values.chunks], type=kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_string_view(kind):
@@ -312,9 +314,19 @@ def _parse_text(content: pa.Buffer, delimiter: str) -> pa.Table:
         # One block: types are inferred from the first one only, and a late "n/k" in a column of numbers would fail.
         # No threads: only then does a ragged line come with its number.
         read_options=pacsv.ReadOptions(block_size=min(max(content.size, 1), 2**31 - 1), use_threads=False),
-        parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        parse_options=pacsv.ParseOptions(
+            delimiter=delimiter,
+            newlines_in_values=True,
+            # In a table of one column an empty line is a row whose cell is missing.
+            ignore_empty_lines=not _has_one_column(content, delimiter),
+        ),
         convert_options=pacsv.ConvertOptions(strings_can_be_null=True),
     )
+
+
+def _has_one_column(content: pa.Buffer, delimiter: str) -> bool:
+    names = content.slice(0, min(content.size, 65536)).to_pybytes().partition(b"\n")[0].strip()
+    return bool(names) and delimiter.encode() not in names
 
 
 def _text_complaint(message: str) -> str:

@@ -95,7 +95,10 @@ class CategoricalColumn(Column):
 
 
 def text_of(value: str | bool | int | float) -> str:
-    """Return the canonical text of a level: True, "true" and "True" are one, and so are 3, 3.0, "3" and "3.0"."""
+    """Return the canonical text of a level: True, "true" and "True" are one, and so are 3, 3.0, "3" and "3.0".
+
+    Text with an exponent ("1e+16", which Python makes of whole floats from there on) is text.
+    """
     if isinstance(value, str):
         if value.lower() in ("true", "false"):
             return value.lower()
@@ -124,6 +127,8 @@ def by_text(values: pa.ChunkedArray, name: str) -> tuple[np.ndarray, list[tuple[
     Python looks at distinct values only, never at rows.
     """
     cells = plain(values)
+    if not _is_plain(cells.type):
+        raise type_error(name, cells.type, wanted="categories are text, true and false, or numbers")
     encoded = cells.dictionary_encode()
     distinct = _values(encoded.dictionary, cells, name)
     place_of: dict[Hashable, int] = {}
@@ -141,20 +146,25 @@ def by_text(values: pa.ChunkedArray, name: str) -> tuple[np.ndarray, list[tuple[
     return places[indices], firsts
 
 
+def _is_plain(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_null,
+        pa.types.is_boolean,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_large_string,
+        pa.types.is_temporal,
+    )
+    return any(test(kind) for test in tests) and not pa.types.is_interval(kind)
+
+
 def _values(distinct: pa.Array, cells: pa.Array, name: str) -> list[Any]:
     kind = distinct.type
     if pa.types.is_floating(kind):
         return _floats(distinct, cells, name)
-    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+    if pa.types.is_temporal(kind):
         return list(distinct.cast(pa.string()).to_pylist())
-    if (
-        pa.types.is_null(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_large_string(kind)
-    ):
-        return list(distinct.to_pylist())
-    raise type_error(name, kind, wanted="categories are text, true and false, or numbers")
+    return list(distinct.to_pylist())
 
 
 def _is_missing(value: Any) -> bool:

@@ -136,8 +136,8 @@ def _within(moments: pa.Array) -> bool:
 
 
 def _shown(cells: pa.Array, row: int) -> Any:
-    # A timestamp beyond the calendar has no Python value, only its text.
-    return cells[row].as_py() if not pa.types.is_temporal(cells.type) else str(cells[row])
+    # A timestamp beyond the calendar has no Python value, only its number.
+    return cells[row].value if pa.types.is_temporal(cells.type) else cells[row].as_py()
 
 
 def _converted(cells: pa.Array, name: str) -> pa.Array:

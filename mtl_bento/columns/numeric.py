@@ -59,7 +59,7 @@ class NumericColumn(Column):
         if not self.quantiles or (self.has_missing and rng.random() < 0.1):
             return None
         number = drawn(self.quantiles, rng)
-        return round(number) if self.integer else number
+        return round(number) if self.integer and abs(number) < 2**53 else number
 
     def describe(self) -> str:
         """Return "number" or "whole number"."""
@@ -71,14 +71,18 @@ def floats(cells: pa.Array, name: str) -> np.ndarray:
 
     Raises SchemaError naming column, row and value of the first cell that is not a number, or too large for 32 bits.
     """
-    wide = _doubles(cells, name)
+    narrow, bad = narrowed(_doubles(cells, name))
+    if bad is not None:
+        raise cell_error(name, bad, cells[bad].as_py(), wrong="is infinite or too large for 32 bits", wanted=WANTED)
+    return narrow
+
+
+def narrowed(wide: np.ndarray) -> tuple[np.ndarray, int | None]:
+    """Return doubles as float32, and the place of the first that is infinite there, if any."""
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
     endless = np.isinf(narrow)
-    if endless.any():
-        row = int(endless.argmax())
-        raise cell_error(name, row, cells[row].as_py(), wrong="is infinite or too large for 32 bits", wanted=WANTED)
-    return narrow
+    return narrow, int(endless.argmax()) if endless.any() else None
 
 
 def blurred(known: np.ndarray) -> tuple[float, ...]:

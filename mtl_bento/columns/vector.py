@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from mtl_bento.columns._base import COLUMNS, Column
-from mtl_bento.columns.numeric import FiniteFloat32, blurred, drawn, floats
+from mtl_bento.columns.numeric import FiniteFloat32, blurred, drawn, narrowed
 from mtl_bento.errors import SchemaError
 from mtl_bento.spec import Finite
-from mtl_bento.table import cell_error, plain, type_error
+from mtl_bento.table import cell_error, first_failure, plain, type_error
 
 
 class VectorColumn(Column):
@@ -88,10 +88,7 @@ def _lists(cells: pa.Array, name: str) -> pa.Array:
     if not (pa.types.is_null(inner) or pa.types.is_floating(inner) or pa.types.is_integer(inner)):
         raise type_error(name, kind, wanted=wanted)
     # Not by a cast: that of a list view with missing cells makes an invalid array.
-    sizes = pc.if_else(cells.is_null(), 0, pc.list_value_length(cells)).to_numpy(zero_copy_only=False)
-    offsets = pa.array(np.cumsum([0, *sizes]), pa.int64())
-    values = pc.list_flatten(cells).cast(pa.float64(), safe=False)
-    return pa.LargeListArray.from_arrays(offsets, values, mask=cells.is_null())
+    return _rebuilt(cells, pc.list_flatten(cells).cast(pa.float64(), safe=False))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -107,15 +104,29 @@ def _is_list(kind: pa.DataType) -> bool:
 def _parsed(texts: pa.Array, name: str) -> pa.Array:
     trimmed = pc.utf8_trim_whitespace(texts)
     trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
-    bad = pc.invert(pc.match_substring_regex(trimmed, r"^\[[-+0-9.eE,\s]*(?:null[-+0-9.eE,\s]*)*\]$"))
-    row = pc.index(bad, True).as_py()
-    if row >= 0:
+    try:
+        return _split(trimmed)
+    except pa.ArrowInvalid:
+        row = first_failure(trimmed, _split)
         wanted = "give a list of numbers such as [0.5, 1]"
-        raise cell_error(name, row, texts[row].as_py(), wrong="is not a list of numbers", wanted=wanted)
-    parts = pc.split_pattern(pc.utf8_trim(trimmed, "[] "), ",")
-    words = pc.utf8_trim_whitespace(parts.values)
-    numbers = floats(pc.if_else(pc.equal(words, "null"), pa.scalar(None, words.type), words), name)
-    return pa.LargeListArray.from_arrays(parts.offsets, pa.array(numbers, pa.float64()), mask=trimmed.is_null())
+        raise cell_error(name, row, texts[row].as_py(), wrong="is not a list of numbers", wanted=wanted) from None
+
+
+def _split(texts: pa.Array) -> pa.Array:
+    """Return texts such as "[0.5, 1]" as lists of doubles; raises ArrowInvalid where one is no such text."""
+    if pc.all(pc.match_substring_regex(texts, r"^\[.*\]$")).as_py() is False:
+        raise pa.ArrowInvalid("no brackets")
+    parts = pc.split_pattern(pc.utf8_slice_codeunits(texts, 1, -1), ",")
+    words = pc.utf8_trim_whitespace(pc.list_flatten(parts))
+    numbers = pc.if_else(pc.equal(words, "null"), pa.scalar(None, words.type), words).cast(pa.float64())
+    return _rebuilt(parts, numbers)
+
+
+def _rebuilt(lists: pa.Array, values: pa.Array) -> pa.Array:
+    """Return lists of the same lengths with other values, those of missing lists not among them."""
+    sizes = pc.if_else(lists.is_null(), 0, pc.list_value_length(lists)).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.cumsum([0, *sizes]), pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, values, mask=lists.is_null())
 
 
 def _stacked(lists: pa.Array, size: int, name: str) -> np.ndarray:
@@ -127,14 +138,13 @@ def _stacked(lists: pa.Array, size: int, name: str) -> np.ndarray:
         wanted = f"give {size} numbers or leave the cell empty"
         raise cell_error(name, row, lists[row].as_py(), wrong=f"has length {sizes[row]}, not {size}", wanted=wanted)
     stacked = np.full((len(lists), size), np.nan, dtype=np.float32)
-    flat = pc.list_flatten(lists)
-    try:
-        stacked[~missing] = floats(flat, name).reshape(-1, size)
-    except SchemaError:
-        place = int(pc.index(pc.is_inf(flat), True).as_py())
-        row = int(np.flatnonzero(~missing)[max(place, 0) // size])
-        wanted = "give finite numbers"
-        raise cell_error(name, row, lists[row].as_py(), wrong="holds a number beyond 32 bits", wanted=wanted) from None
+    flat = pc.list_flatten(lists).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    numbers, bad = narrowed(flat)
+    if bad is not None:
+        row = int(np.flatnonzero(~missing)[bad // size])
+        wrong = "holds a number that is infinite or too large for 32 bits"
+        raise cell_error(name, row, lists[row].as_py(), wrong=wrong, wanted="give finite numbers")
+    stacked[~missing] = numbers.reshape(-1, size)
     return stacked
 
 
