@@ -214,10 +214,10 @@ def _list(cells: Cells) -> Column | LeftOut | None:
     if not _is_list(cells.kind):
         return None
     inner = cells.kind.value_type
-    if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
+    if not (pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_null(inner)):
         return cells.left_out(f"lists of type {inner}", "give lists of numbers, all of one length")
     sizes = pc.min_max(pc.list_value_length(cells.training)).as_py()
-    if not sizes["max"]:
+    if not sizes["max"] or pa.types.is_null(inner):
         return cells.left_out("all cells are missing", "nothing to learn from; fill it to use it")
     if sizes["min"] != sizes["max"]:
         reason = f"lists of {sizes['min']} to {sizes['max']} numbers"
