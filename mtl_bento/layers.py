@@ -23,11 +23,11 @@ def identity(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
+    "relu": nn.functional.relu_,
     "silu": nn.functional.silu,
     "identity": identity,
 }
-"""Activations with act(0) = 0, which zero padding needs."""
+"""Activations with act(0) = 0, which zero padding needs; they may change their argument, a product that nobody else holds."""
 
 
 def uniform(fan_in: int) -> Init:
@@ -154,12 +154,18 @@ class Dropout(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [K, M, B, D] -> the same shape; x may hold the first members of the stack only."""
+        """x [K, M, B, D] -> the same shape."""
         if not (self.training and self.active):
             return x
-        bits = torch.empty(x.shape, dtype=torch.uint8, device=x.device).random_(generator=self.generator)
-        n = x.shape[0]
-        return x * ((bits >= self.threshold[:n]) * self.scale[:n].to(x.dtype))
+        kept = _random_bytes(x.shape, x.device, self.generator) >= self.threshold
+        return x * (kept * self.scale.to(x.dtype))
+
+
+def _random_bytes(shape: torch.Size, device: torch.device, generator: Generator | None) -> Tensor:
+    """Return uniform bytes of a shape; eight are drawn at a time, since drawing is what costs."""
+    n = shape.numel()
+    words = torch.empty((n + 7) // 8, dtype=torch.int64, device=device)
+    return words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:n].view(shape)
 
 
 def narrowed(x: Tensor, n: int, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -130,7 +130,7 @@ class Network(nn.Module):
         features = [encoder(values) for encoder, values in zip(self.encoders, prepared, strict=True)]
         members = max(part.shape[0] for part in features)
         joined = torch.cat([part.expand(members, -1, -1) for part in features], -1)  # [K or 1, B, F]
-        states = self.trunk(joined)  # [T, K, M, B, D]
+        states = self.trunk(joined)  # T of [K, M, B, D]
         return [head(state) for head, state in zip(self.heads, states, strict=True)]
 
     def answers(self, prepared: Sequence[Tensor]) -> list[Tensor]:

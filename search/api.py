@@ -13,7 +13,7 @@ from mtl_bento.errors import SpecError
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.finish import finish
-from mtl_bento_search.precision import use_fast_matmul
+from mtl_bento_search.tuning import tune_process
 from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
 from mtl_bento_search.report import write_report
@@ -124,7 +124,7 @@ def _searched(
     callbacks: Sequence[Callback],
     progress: Progress,
 ) -> Run:
-    use_fast_matmul()
+    tune_process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     written = written_spec(spec, problem, folder.path.resolve().name, storage)
     folder.agree(written)

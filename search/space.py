@@ -178,10 +178,9 @@ class Space:
     def _applies(self, name: str, kind: str) -> bool:
         """Return whether a trial of that trunk has the parameter."""
         slot = self._slots[name]
-        return (
-            not issubclass(slot.spec, TrunkSpec)
-            or (slot.field in self.trunks[kind].model_fields
-            and (slot.field in TrunkSpec.model_fields or slot.spec is self.trunks[kind]))
+        return not issubclass(slot.spec, TrunkSpec) or (
+            slot.field in self.trunks[kind].model_fields
+            and (slot.field in TrunkSpec.model_fields or slot.spec is self.trunks[kind])
         )
 
 

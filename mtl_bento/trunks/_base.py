@@ -61,8 +61,8 @@ class Trunk(Stacked, Generic[AnySpec]):
         self.widths = [spec.width for spec in specs]
 
     @abstractmethod
-    def forward(self, features: Tensor) -> Tensor:
-        """features [K or 1, B, F] -> one state per task [T, K, M, B, D]."""
+    def forward(self, features: Tensor) -> Sequence[Tensor]:
+        """features [K or 1, B, F] -> one state per task, T of [K, M, B, D]; tasks that share a state get the same one."""
 
 
 TRUNKS: Registry[Trunk[Any]] = Registry("trunk", package="mtl_bento.trunks", group="mtl_bento.trunks")

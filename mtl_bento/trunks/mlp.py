@@ -62,7 +62,6 @@ class MLP(Trunk[MLPSpec]):
         super().__init__(specs, sizes, generators)
         self.layers = Layers(specs, sizes.n_features, generators)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features [K or 1, B, F] -> [T, K, 1, B, D], the same state for every task."""
-        state: Tensor = self.layers(features.unsqueeze(1))
-        return state.expand(self.sizes.n_tasks, *state.shape)
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """features [K or 1, B, F] -> T of [K, 1, B, D], the same state for every task."""
+        return [self.layers(features.unsqueeze(1))] * self.sizes.n_tasks

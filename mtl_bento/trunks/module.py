@@ -39,14 +39,13 @@ class ModuleTrunk(Trunk[ModuleTrunkSpec]):
             _seeded(spec, sizes.n_features, generator) for spec, generator in zip(specs, generators, strict=True)
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features [K or 1, B, F] -> [T, K, 1, B, D]; narrower members' states are padded with zeros."""
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """features [K or 1, B, F] -> T of [K, 1, B, D]; narrower members' states are padded with zeros."""
         members = features.expand(len(self.specs), -1, -1)
         states = [module(x) for module, x in zip(self.modules_of_members, members, strict=True)]
         widest = max(self.widths)
         padded = [nn.functional.pad(state, (0, widest - state.shape[-1])) for state in states]
-        state = torch.stack(padded).unsqueeze(1)  # [K, 1, B, D]
-        return state.expand(self.sizes.n_tasks, *state.shape)
+        return [torch.stack(padded).unsqueeze(1)] * self.sizes.n_tasks
 
 
 def _seeded(spec: ModuleTrunkSpec, n_features: int, generator: Generator) -> nn.Module:

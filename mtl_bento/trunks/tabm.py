@@ -39,7 +39,6 @@ class TabM(Trunk[TabMSpec]):
         self.stack("scaling", [(self.inner, 1, sizes.n_features)] * n, [signs] * n, generators, decay=False)
         self.layers = Layers(specs, sizes.n_features, generators)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features [K or 1, B, F] -> [T, K, M, B, D], the same state for every task."""
-        state: Tensor = self.layers(features.unsqueeze(1) * self.scaling)  # [K, M, B, D]
-        return state.expand(self.sizes.n_tasks, *state.shape)
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """features [K or 1, B, F] -> T of [K, M, B, D], the same state for every task."""
+        return [self.layers(features.unsqueeze(1) * self.scaling)] * self.sizes.n_tasks

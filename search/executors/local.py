@@ -139,9 +139,7 @@ class _Worker:
     """One child process that holds the dataset and advances stacks."""
 
     def __init__(self, packed: bytes) -> None:
-        # Large tensors would be given back to the system and faulted in again at every step (glibc's defaults).
-        heap = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | heap
+        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         # A session of its own: Ctrl-C in the terminal reaches the driver alone, which then decides.
         self._process = subprocess.Popen(
             [sys.executable, "-m", WORKER],

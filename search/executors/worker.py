@@ -11,7 +11,7 @@ import torch
 
 from mtl_bento.training import advance
 from mtl_bento_search.executors.local import STOP_SIGNAL, Stopper, packed_bytes, receive, send
-from mtl_bento_search.precision import use_fast_matmul
+from mtl_bento_search.tuning import tune_process
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     torch.set_num_threads(1)
     stop = Stopper()
     signal.signal(STOP_SIGNAL, lambda *_: stop.now())
-    use_fast_matmul()
+    tune_process()
     try:
         dataset = receive(sys.stdin.buffer)
         while True:
