@@ -6,7 +6,6 @@ anything is stored, the model answers its own samples as a service would, and th
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mtl_bento
-from mtl_bento import artifact
+from mtl_bento import artifact, plugins
 from mtl_bento.errors import MissingExtraError, SourceError, SpecError
 from mtl_bento.sources import ALIAS, FRAMEWORK, VARIABLE, model_folder, own_name, valid_tag_part
 
@@ -99,15 +98,10 @@ def _chosen(source: Path, trial: str | None) -> Iterator[Path]:
 
 def _trial_model(run: Path, trial: str) -> Any:
     """Return the model of one trial of a run: what the search's `trial_model(run, trial)` makes of its checkpoint."""
-    # The search imports this package, never the other way round: its part is found by entry point.
-    for entry in importlib.metadata.entry_points(group="mtl_bento.plugins"):
-        try:
-            make = getattr(entry.load(), "trial_model", None)
-        except ModuleNotFoundError:
-            continue
-        if make is not None:
-            return make(run, trial)
-    raise MissingExtraError("--trial reads the run's study: pip install 'mtl-bento[search]'")
+    make = getattr(plugins.load("search"), "trial_model", None)
+    if make is None:
+        raise MissingExtraError("--trial needs a newer search: pip install --upgrade 'mtl-bento[search]'")
+    return make(run, trial)
 
 
 def _version(version: str) -> str:

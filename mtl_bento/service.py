@@ -83,6 +83,8 @@ def make_service(served: Served) -> Service[Any]:
     request_model = _request_type(schema, state)
     answer_model = _answer_type(samples)
     bento = bento_manifest()
+    # BentoML passes --arg to services in source, not to Bentos.
+    choices = f"{VARIABLE}=TAG" if bento else f"`--arg model=TAG` or {VARIABLE}=TAG"
 
     @bentoml.service(
         # A Bento finds its services by their names, whichever model it serves.
@@ -119,9 +121,7 @@ def make_service(served: Served) -> Service[Any]:
 
         @bentoml.on_deployment  # type: ignore[untyped-decorator]
         def say() -> None:  # BentoML calls it without an instance, in the parent process
-            log.info(
-                "Serving model %s: %s. Another: `--arg model=TAG` or %s=TAG.", served.name, served.chosen_by, VARIABLE
-            )
+            log.info("Serving model %s (%s). To choose another: %s.", served.name, served.chosen_by, choices)
 
         async def __is_ready__(self) -> bool:
             return state.failure is None
@@ -221,7 +221,14 @@ class Worker:
         few = wire.rows_to_table(self.samples["rows"][:1], self.schema)
         metrics, verdicts = card.get("metrics", {}), card.get("verdicts", {})
         tasks = [
-            {**task.card(), "metrics": metrics.get(task.name, {}), "verdict": verdicts.get(task.name), "spec": spec}
+            {
+                "name": task.name,
+                "kind": task.spec.kind,
+                **{key: value for key, value in task.card().items() if key not in spec},  # the classes
+                "metrics": metrics.get(task.name, {}),
+                "verdict": verdicts.get(task.name),
+                "spec": spec,
+            }
             for task, spec in zip(self.model.tasks, manifest["tasks"], strict=True)
         ]
         columns = {

@@ -10,12 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
 from mtl_bento import artifact
 from mtl_bento.errors import SourceError, listing, nearest
+
+if TYPE_CHECKING:
+    from mtl_bento.model import Model
 
 FRAMEWORK = "mtl-bento"
 """The value of the label `framework` on our models in BentoML's store."""
@@ -51,10 +54,19 @@ def open_source(source: str | os.PathLike[str]) -> Predictor:
         from mtl_bento.client import Client  # not before it is needed: a client's machine may lack torch and BentoML
 
         return Client(str(source))
+    return load(source)
+
+
+def load(source: str | os.PathLike[str]) -> Model:
+    """Return the model of a model folder, a run folder or a tag.
+
+    Raises SourceError where there is none, ArtifactError where it is damaged or too new.
+    """
+    if is_address(source):
+        raise SourceError(f"{source} is a service, not a model; ask it by mtl_bento.Client({str(source)!r}).")
     from mtl_bento.model import Model  # torch takes seconds
 
-    model: Predictor = Model.load(model_folder(source))
-    return model
+    return Model.load(model_folder(source))
 
 
 def is_address(source: str | os.PathLike[str]) -> bool:

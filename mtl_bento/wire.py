@@ -11,13 +11,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mtl_bento.columns._base import Column
-from mtl_bento.errors import RequestError, SchemaError, listing, nearest
+from mtl_bento.errors import MtlBentoError, RequestError, SchemaError, listing, nearest
 from mtl_bento.schema import Schema
 from mtl_bento.table import cell_error, plain, type_error
 
@@ -30,6 +30,8 @@ TOLERANCE = 1e-5
 
 Cells: TypeAlias = tuple[Any, ...]
 """The validated values of one row in the order of the schema's columns, None where missing."""
+
+AnyError = TypeVar("AnyError", bound=MtlBentoError)
 
 _CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 _EXAMPLE = '{"rows": [{...}, ...]}'
@@ -167,7 +169,7 @@ def _field(column: Column) -> Any:
     return Field(default=None, alias=column.name, title=column.name, description=column.describe())
 
 
-def shifted(error: SchemaError, start: int) -> SchemaError:
+def shifted(error: AnyError, start: int) -> AnyError:
     """Return the error with every row number `start` higher: it was found in a later part of the rows."""
     if not start:
         return error
