@@ -46,6 +46,8 @@ class Slot:
     default: Any
     mark: Searched | None
     task: str | None = None
+    common: bool = False
+    """Whether every trunk has the field; `spec` is then the first trunk's, by which values are checked."""
 
 
 class Space:
@@ -79,10 +81,11 @@ class Space:
         self._domains = self._resolve(domains or {})
 
     def _all_slots(self, sizes: Mapping[str, int]) -> Iterator[Slot]:
+        first = next(iter(self.trunks.values()))
+        yield from (_slot(field, first, field, common=True) for field in _fields(TrunkSpec))
         for kind, trunk in self.trunks.items():
-            for field in _fields(trunk):
-                common = field in TrunkSpec.model_fields
-                yield _slot(field if common else f"{kind}.{field}", trunk, field)
+            own = [field for field in _fields(trunk) if field not in TrunkSpec.model_fields]
+            yield from (_slot(f"{kind}.{field}", trunk, field) for field in own)
         for block in self.blocks:
             spec = ENCODERS.spec_class(block)
             yield from (_slot(f"{block}.{field}", spec, field) for field in _fields(spec))
@@ -164,7 +167,8 @@ class Space:
         )
 
     def _built(self, spec: type[Spec], values: Mapping[str, Any], *, task: str | None = None, prefix: str = "") -> Any:
-        slots = [s for n, s in self._slots.items() if s.spec is spec and s.task == task and n.startswith(prefix)]
+        held = [(n, s) for n, s in self._slots.items() if s.task == task and n.startswith(prefix)]
+        slots = [s for _, s in held if s.spec is spec or (s.common and issubclass(spec, TrunkSpec))]
         return spec(**{slot.field: values[slot.name] for slot in slots})
 
     def _weighting(self, values: Mapping[str, Any]) -> Any:
@@ -178,10 +182,7 @@ class Space:
     def _applies(self, name: str, kind: str) -> bool:
         """Return whether a trial of that trunk has the parameter."""
         slot = self._slots[name]
-        return not issubclass(slot.spec, TrunkSpec) or (
-            slot.field in self.trunks[kind].model_fields
-            and (slot.field in TrunkSpec.model_fields or slot.spec is self.trunks[kind])
-        )
+        return slot.common or not issubclass(slot.spec, TrunkSpec) or slot.spec is self.trunks[kind]
 
 
 def alone(member: MemberSpec, task: str, tasks: Sequence[str]) -> MemberSpec:
@@ -201,9 +202,11 @@ def _fields(spec: type[Spec]) -> list[str]:
     return [name for name in spec.model_fields if name != "kind"]
 
 
-def _slot(name: str, spec: type[Spec], field: str, *, task: str | None = None, default: Any = None) -> Slot:
+def _slot(
+    name: str, spec: type[Spec], field: str, *, task: str | None = None, default: Any = None, common: bool = False
+) -> Slot:
     own = spec.model_fields[field].default
-    return Slot(name, spec, field, own if default is None else default, spec.searched().get(field), task)
+    return Slot(name, spec, field, own if default is None else default, spec.searched().get(field), task, common)
 
 
 def _searched(slot: Slot) -> BaseDistribution | Any:

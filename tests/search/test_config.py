@@ -1,0 +1,73 @@
+"""mtl.yaml and options: durations, targets, keys that do not exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtl_bento.errors import SpecError, UnknownKindError
+from mtl_bento_search.config import load_config, parse_config, parse_targets, seconds, split_kind, target_options
+
+
+@pytest.mark.parametrize(("text", "expected"), [(90, 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45)])
+def test_durations_are_seconds_with_or_without_a_unit(text: object, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "ten minutes", "-5", "0", "10d", True, None])
+def test_what_is_no_duration_is_named_with_what_is_allowed(text: object) -> None:
+    with pytest.raises(SpecError, match=r"is not a duration; write seconds or 90s, 10m, 2h"):
+        seconds(text)
+
+
+def test_a_suffix_is_split_off_only_where_it_is_a_known_kind() -> None:
+    assert split_kind("income:binary") == ("income", "binary")
+    assert split_kind("ratio 1:2") == ("ratio 1:2", None)
+    assert split_kind("分类:multiclass") == ("分类", "multiclass")
+
+
+def test_patterns_name_every_matching_column_in_order() -> None:
+    columns = ["NR-AR", "age", "NR-ER", "a[b]"]
+    assert parse_targets(["NR-*:binary"], columns) == {"NR-AR": "binary", "NR-ER": "binary"}
+    assert parse_targets(["a[b]"], columns) == {"a[b]": None}  # a name that is there is never a pattern
+
+
+def test_a_misspelt_target_suggests_the_nearest_column() -> None:
+    with pytest.raises(SpecError, match=r"There is no column 'incom' for a target; did you mean 'income'\?"):
+        parse_targets(["incom"], ["income", "age"])
+
+
+def test_an_unknown_task_kind_lists_the_kinds() -> None:
+    with pytest.raises(UnknownKindError, match=r"there is no task kind 'binry'; did you mean 'binary'\?"):
+        target_options("y", "binry")
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"targets": {"y": None}, "tragets": 1}, r"tragets is not a known key; did you mean 'targets'\?"),
+        ({"targets": {"y": None}, "search": {"n_trial": 3}}, r"search.n_trial is not a known key; did you mean 'n_trials'"),
+        ({"targets": {"y": None}, "split": {"kind": "tme"}}, "split.kind"),
+        ({"targets": {"y": None}, "search": {"n_trials": 0}}, "search.n_trials"),
+    ],
+)
+def test_wrong_keys_and_values_are_one_line_that_names_them(raw: dict[str, object], words: str) -> None:
+    with pytest.raises(SpecError, match=words) as caught:
+        parse_config(raw, where="mtl.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mtl.yaml"
+    path.write_text("data: sub/t.csv\ntargets: {分类: multiclass}\n", encoding="utf-8")
+    config = load_config(path)
+    assert config.data == str(tmp_path / "sub/t.csv")
+    assert config.targets == {"分类": "multiclass"}
+
+
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mtl.yaml"
+    path.write_text("data: [unclosed\n")
+    with pytest.raises(SpecError, match="cannot be read as YAML"):
+        load_config(path)

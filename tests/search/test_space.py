@@ -1,0 +1,128 @@
+"""The space: names of the study, narrowing, defaults, members out of parameters."""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from mtl_bento.errors import SpecError, UnknownKindError
+from mtl_bento_search.config import Choice
+from mtl_bento_search.space import Space, alone
+
+TASKS = ["income", "分类"]
+
+
+def space(**domains: object) -> Space:
+    return Space(["numeric"], TASKS, domains=domains)  # type: ignore[arg-type]
+
+
+def test_parameters_are_named_as_the_study_shows_them() -> None:
+    assert sorted(space().distributions) == sorted(
+        ["trunk", "shared_depth", "width", "dropout", "lr", "weight_decay"]
+        + [f"{name}.{task}" for name in ("head_width", "loss_weight") for task in TASKS]
+    )
+
+
+def test_loss_weights_are_searched_on_a_log_scale_over_three_e_folds() -> None:
+    found = space().distributions["loss_weight.income"]
+    assert found == FloatDistribution(math.exp(-1.5), math.exp(1.5), log=True)
+
+
+def test_one_task_has_no_loss_weight() -> None:
+    assert not [name for name in Space(["numeric"], ["y"]).distributions if name.startswith("loss_weight")]
+
+
+def test_a_list_is_choices_a_range_a_range_and_a_value_is_fixed() -> None:
+    held = space(width=[32, 128], lr=Choice(low=1e-4, high=1e-2, log=True), dropout=0)
+    assert held.distributions["width"] == CategoricalDistribution([32, 128])
+    assert held.distributions["lr"] == FloatDistribution(1e-4, 1e-2, log=True)
+    assert "dropout" not in held.distributions
+    assert held.member(held.defaults()).network.trunk.dropout == 0
+
+
+def test_a_name_without_its_task_speaks_for_every_task_and_the_exact_one_comes_first() -> None:
+    held = space(head_width=64, **{"head_width.分类": 16})
+    member = held.member(held.defaults())
+    assert (member.network.heads["income"].width, member.network.heads["分类"].width) == (64, 16)  # type: ignore[attr-defined]
+
+
+def test_fields_that_are_not_searched_can_be_set() -> None:
+    held = space(**{"numeric.n_bins": 4, "tabm.inner": 4, "steps": 64})
+    member = held.member(held.defaults())
+    assert member.network.encoders["numeric"].n_bins == 4  # type: ignore[attr-defined]
+    assert member.network.trunk.inner == 4  # type: ignore[attr-defined]
+    assert member.training.steps == 64
+
+
+def test_defaults_move_into_a_narrower_space() -> None:
+    held = space(width=Choice(low=16, high=48), lr=[1e-4, 5e-4])
+    assert held.defaults()["width"] == 48  # the default is 128
+    assert held.defaults()["lr"] == 5e-4  # the default is 2e-3
+
+
+def test_sampled_loss_weights_are_divided_by_their_geometric_mean_and_fixed_ones_are_not() -> None:
+    member = space().member({**space().defaults(), "loss_weight.income": 4.0, "loss_weight.分类": 1.0})
+    assert member.training.weighting.loss_weight == pytest.approx({"income": 2.0, "分类": 0.5})  # type: ignore[attr-defined]
+    fixed = space(loss_weight=3.0)
+    assert fixed.member(fixed.defaults()).training.weighting.loss_weight == {"income": 3.0, "分类": 3.0}  # type: ignore[attr-defined]
+
+
+def test_a_single_task_member_has_all_weight_on_one_task() -> None:
+    member = alone(space().member(space().defaults()), "分类", TASKS)
+    assert member.training.weighting.loss_weight == {"income": 0.0, "分类": 1.0}  # type: ignore[attr-defined]
+
+
+def test_everything_fixed_leaves_nothing_to_search() -> None:
+    held = Space(
+        ["numeric"],
+        TASKS,
+        trunks=["mlp"],
+        domains={"width": 32, "shared_depth": 1, "dropout": 0, "lr": 1e-3, "weight_decay": 0, "head_width": 0, "loss_weight": 1},
+    )
+    assert held.distributions == {}
+    assert held.defaults() == {}
+
+
+def test_suggested_parameters_are_those_of_the_trunk_that_was_drawn() -> None:
+    trial = optuna.trial.FixedTrial({**space().defaults(), "trunk": "mlp"})
+    params = space().suggest(trial)
+    assert params["trunk"] == "mlp"
+    assert not [name for name in params if name.startswith("tabm.")]
+    assert isinstance(space().distributions["width"], IntDistribution)
+
+
+@pytest.mark.parametrize(
+    ("domains", "words"),
+    [
+        ({"widht": 3}, r"no parameter 'widht'; did you mean 'width'\?"),
+        ({"dropout": 2}, "space: dropout"),
+        ({"dropout": []}, "an empty list"),
+        ({"activation": "sinus"}, "space: activation"),
+        ({"trunk": ["mlp"]}, r"trunk is set by `search: \{trunk"),
+    ],
+)
+def test_what_the_space_does_not_allow_is_named(domains: dict[str, object], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        space(**domains)
+
+
+def test_a_range_must_ascend_and_a_log_range_start_above_zero() -> None:
+    with pytest.raises(SpecError, match="low 0.5 must be below high 0.1"):
+        space(dropout=Choice(low=0.5, high=0.1))
+    with pytest.raises(SpecError, match="must start above 0"):
+        space(weight_decay=Choice(low=0, high=0.1))
+
+
+def test_an_unknown_trunk_lists_those_there_are() -> None:
+    with pytest.raises(UnknownKindError, match=r"no trunk 'tabn'; did you mean 'tabm'\? Allowed: mlp, .*tabm"):
+        Space(["numeric"], TASKS, trunks=["tabn"])
+
+
+def test_common_fields_reach_every_trunk_and_not_only_the_last() -> None:
+    held = space()
+    for kind in ("tabm", "mlp"):
+        member = held.member({**held.defaults(), "trunk": kind, "width": 77, "dropout": 0.25})
+        assert (member.network.trunk.kind, member.network.trunk.width, member.network.trunk.dropout) == (kind, 77, 0.25)
