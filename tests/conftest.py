@@ -110,6 +110,12 @@ def dataset(table: pa.Table) -> Dataset:
 
 
 @pytest.fixture(scope="session")
+def small_network(dataset: Dataset) -> NetworkSpec:
+    """A network of 32 units."""
+    return network_spec(dataset)
+
+
+@pytest.fixture(scope="session")
 def model(table: pa.Table) -> Model:
     """A real model of two members, of different depth, blended differently by task."""
     schema, dataset = make_dataset(table)
