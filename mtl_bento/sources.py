@@ -98,12 +98,20 @@ def stored_model(tag: str) -> Any:
     try:
         stored = bentoml.models.get(tag)
     except (BentoMLException, ValueError):
-        known = [str(model.tag) for model in our_models()]
-        close = nearest(tag, known) or nearest(tag.partition(":")[0], [name.partition(":")[0] for name in known])
-        raise SourceError(f"There is no folder and no packaged model {tag!r}{close or '.'} Give {ALLOWED}.") from None
+        raise SourceError(
+            f"There is no folder and no packaged model {tag!r}{_close(tag) or '.'} Give {ALLOWED}."
+        ) from None
     if stored.info.labels.get("framework") != FRAMEWORK:
         raise SourceError(f"Model {stored.tag} is not one of mtl-bento; package one by `mtl-bento package RUN`.")
     return stored
+
+
+def _close(source: str) -> str:
+    """Return the nearest of the folders beside and of the packaged models, as `nearest` says it."""
+    path = Path(source)
+    folders = [str(item) for item in path.parent.iterdir() if item.is_dir()] if path.parent.is_dir() else []
+    tags = [str(model.tag) for model in our_models()]
+    return nearest(source, [*folders, *tags]) or nearest(source, sorted({tag.partition(":")[0] for tag in tags}))
 
 
 def our_models() -> list[Any]:
