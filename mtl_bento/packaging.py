@@ -188,7 +188,7 @@ def _build(tag: Any) -> Any:
                 models=[{"tag": str(tag), "alias": ALIAS}],
             )
         finally:
-            BentoMLContainer.model_aliases.set({})  # BentoML leaves them set for the whole process
+            BentoMLContainer.model_aliases.reset()  # BentoML leaves them set for the whole process
 
 
 @contextmanager
