@@ -20,7 +20,7 @@ def generators(n: int) -> list[Generator]:
 
 
 def hand_set(trunk: MLP, head: DenseHead, k: int, *, hidden: bool) -> None:
-    """Set member k to trunk weights [[1, -1], [-1, 1]] with head weights [1, -1], or to [1, -1] and 1 without `hidden`."""
+    """Set member k to trunk [[1, -1], [-1, 1]] and head [1, -1], or without `hidden` to trunk [1, -1] and head 1."""
     with torch.no_grad():
         for parameter in (*trunk.parameters(), *head.parameters()):
             parameter[k] = 0
