@@ -73,7 +73,8 @@ class Part:
         """Return member k's share of values laid out like the parameter, at its true shape; None where it has none."""
         if self.shapes is None:
             return values if k == self.member else None
-        if k >= len(self.shapes):
+        # A member without the layer has no share, whether or not its neighbours have one.
+        if k >= len(self.shapes) or 0 in self.shapes[k]:
             return None
         return values[k][tuple(slice(size) for size in self.shapes[k])]
 

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from mtl_bento.errors import SpecError
-from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds
+from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.finish import finish
 from mtl_bento_search.tuning import tune_process
@@ -191,11 +191,13 @@ def _phases(
 def written_spec(spec: Config, problem: Problem, name: str, storage: str | None) -> dict[str, Any]:
     """Return the spec as a run keeps it: what was understood, without totals, data paths and passwords, and the hashes."""
     data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout"}})
-    data["targets"] = {task.name: task.spec.model_dump(mode="json", exclude={"name"}) for task in problem.tasks}
+# What was learned from the labels (levels, means) follows from the data, whose hash is kept.
+    data["targets"] = {t.name: {**target_options(t.name, spec.targets[t.name]), "kind": t.spec.kind} for t in problem.tasks}
     digest = spec_digest(data)
     hashes = {"data_sha256": problem.data_sha256, "split_sha256": problem.protocol.digest()}
     where = {} if storage is None else {"storage": optuna_url_without_password(storage)}
-    return {"name": name, "sha256": digest, **hashes, **where, **data}
+    # The hashes come last: a difference is named by the field that differs, not by a hash.
+    return {"name": name, **where, **data, **hashes, "sha256": digest}
 
 
 def optuna_url_without_password(url: str) -> str:

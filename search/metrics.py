@@ -14,6 +14,8 @@ from sklearn import metrics as sk
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
 RESAMPLES = 300
 """Bootstrap draws; the 2.5 % points then rest on seven of them at either end."""
+MANY_ROWS, FEW_RESAMPLES = 10_000, 60
+"""From so many rows a metric is close to normal: so many draws give its standard error, in a fraction of the time."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,19 @@ def interval(
     rng = np.random.default_rng(seed)
     metric = METRICS[name]
     sign = 1.0 if metric.higher_is_better or against is None else -1.0
-    drawn = []
-    for _ in range(RESAMPLES):
-        rows = rng.choice(held, len(held))
+
+    def value(rows: np.ndarray) -> float:
         weight = None if weights is None else weights[rows]
-        value = metric.score(truth[rows], scored[rows], weight)
-        drawn.append(value if against is None else sign * (value - metric.score(truth[rows], against[rows], weight)))
-    finite = np.array(drawn)[np.isfinite(drawn)]
-    if not len(finite):
+        mine = metric.score(truth[rows], scored[rows], weight)
+        return mine if against is None else sign * (mine - metric.score(truth[rows], against[rows], weight))
+
+    many = len(held) >= MANY_ROWS
+    drawn = np.array([value(rng.choice(held, len(held))) for _ in range(FEW_RESAMPLES if many else RESAMPLES)])
+    finite = drawn[np.isfinite(drawn)]
+    if len(finite) < 2:
         return float("nan"), float("nan")
+    if many:
+        centre, slack = value(held), 1.96 * float(finite.std(ddof=1))
+        return centre - slack, centre + slack
     low, high = np.quantile(finite, [0.025, 0.975])
     return float(low), float(high)

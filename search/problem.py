@@ -63,6 +63,7 @@ def make_problem(
     table, roles = _load(config, data, valid, test)
     config = _with_found_split(config, table, roles)
     targets = _known_targets(config, table)
+    weights = _row_weights(config, table)
     notes = [] if config.split.kind == "random" or roles is not None else [f"split by column {config.split.column!r}"]
     service = {c for c in (config.sample_weight, config.split.column) if c is not None}
     coarse = [_coarse(table[name], name) for name in targets]
@@ -82,7 +83,6 @@ def make_problem(
     blocks = inference.schema.encode(table)
     inputs = Inputs.fit(inference.schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
     labels = [task.encode(table[task.name]) for task in tasks]
-    weights = _row_weights(config, table)
     dataset = Dataset.build(tasks, inputs, blocks, labels, protocol.splits, weights=weights, device=device)
     return Problem(
         table, inference.schema, tasks, protocol, dataset, inference.left_out, (*notes, *protocol.notes), digest(table)

@@ -1,0 +1,274 @@
+"""The whole search on a small table: what it leaves, that it repeats, resumes, stops in time, and refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small import TARGETS, make_table
+
+import mtl_bento as mb
+from mtl_bento.errors import MtlBentoError, RunError, SchemaError, SpecError
+from mtl_bento_search import api, metrics
+from mtl_bento_search.executors.local import InProcess, make_executor
+from mtl_bento_search.run import Run, repair_journal
+
+SMALL = {"trunk": ["mlp", "tabm"], "space": {"steps": 48, "width": [8, 16], "tabm.inner": 2, "batch_size": 64}}
+
+
+def small_search(out: Path, table: pa.Table | None = None, **changes: Any) -> Run:
+    """A search of seconds."""
+    given: dict[str, Any] = {"targets": TARGETS, "n_trials": 6, "seed": 1, "search": SMALL, "split": {"folds": 0}}
+    return mb.search(make_table(300) if table is None else table, out=out, **{**given, **changes})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_process() -> Iterator[None]:
+    """Train in this process: starting workers costs more than these searches. One test below uses them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "make_executor", InProcess)
+        patch.setattr(metrics, "RESAMPLES", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of six trials."""
+    return small_search(tmp_path_factory.mktemp("runs") / "small")
+
+
+def trials_of(run: Run) -> list[tuple[Any, ...]]:
+    return [(t.number, t.state, t.value, t.params, t.intermediate_values) for t in run.study.trials]
+
+
+def test_a_run_leaves_what_the_design_says(run: Run) -> None:
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"spec.yaml", "study.log", "checkpoints", "model", "report.html", "result.json"} <= names
+    assert not [path for path in run.folder.rglob("*") if path.suffix in (".pkl", ".pt", ".pth", ".bin")]
+
+
+def test_the_model_answers_exactly_the_targets_in_their_own_types(run: Run) -> None:
+    table = make_table(20, seed=5)
+    answered = run.model.predict(table)
+    assert answered.column_names == list(TARGETS)
+    assert answered["smoker"].type == pa.bool_()
+    assert set(answered["分类"].to_pylist()) <= {"低", "中", "高"}
+    frame = table.to_pandas().set_index("age")
+    assert run.model.predict(frame).index.equals(frame.index)
+
+
+def test_the_comparison_has_a_row_a_task(run: Run) -> None:
+    frame = run.comparison
+    assert list(frame["task"]) == list(TARGETS)
+    for column in ("metric", "ours", "single_task", "difference", "lower", "upper", "verdict", "served_by"):
+        assert column in frame.columns
+    assert ((frame["lower"] <= frame["upper"]) | frame["lower"].isna()).all()
+
+
+def test_the_study_reads_well_in_optunas_own_tools(run: Run) -> None:
+    study = run.study
+    assert study.study_name == "small"
+    assert study.metric_names == ["gain"]
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    assert study.user_attrs["tasks"] == list(TARGETS)
+    assert set(study.user_attrs["single_task_losses"]) == set(TARGETS)
+    assert len(study.trials) == 6
+    best = study.best_trial
+    assert {"trunk", "width", "shared_depth", "lr", "weight_decay", "dropout", "loss_weight.分类", "head_width.income"} <= set(
+        best.params
+    )
+    assert {f"gain.{name}" for name in TARGETS} <= set(best.user_attrs)
+    assert "val.income.roc_auc" in best.user_attrs
+    assert best.user_attrs["n_params"] > 0
+    assert list(best.intermediate_values) == [12, 24, 48]
+    optuna.visualization.plot_optimization_history(study)
+    optuna.visualization.plot_intermediate_values(study)
+    optuna.visualization.plot_slice(study, params=["width", "lr"])
+
+
+def test_the_dashboard_opens_the_journal(run: Run) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    app = dashboard.wsgi(JournalStorage(JournalFileBackend(str(run.folder / "study.log"))))
+    got: dict[str, Any] = {}
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "x", "SERVER_PORT": "1"}
+    environ |= {"wsgi.url_scheme": "http", "wsgi.input": sys.stdin, "wsgi.errors": sys.stderr, "QUERY_STRING": ""}  # type: ignore[dict-item]
+    body = b"".join(app(environ, lambda status, *_: got.update(status=status)))
+    assert got["status"].startswith("200")
+    assert b'"small"' in body
+
+
+def test_the_same_search_twice_gives_the_same_trials_and_the_same_best(run: Run, tmp_path: Path) -> None:
+    again = small_search(tmp_path / "small")
+    assert trials_of(again) == trials_of(run)
+    assert again.result["trials"]["best"] == run.result["trials"]["best"]
+    assert [t["ours"] for t in again.result["tasks"]] == [t["ours"] for t in run.result["tasks"]]
+
+
+def test_another_seed_gives_other_trials(run: Run, tmp_path: Path) -> None:
+    other = small_search(tmp_path / "small", seed=2, n_trials=3)
+    assert [t.params for t in other.study.trials[1:]] != [t.params for t in run.study.trials[1:3]]
+
+
+def test_the_same_call_again_changes_nothing_and_looks_at_no_test_row(tmp_path: Path) -> None:
+    first = small_search(tmp_path / "small", n_trials=2).result
+    again = small_search(tmp_path / "small", n_trials=2)
+    assert again.result == first
+    assert again.result["test_looks"] == 1
+
+
+def test_raised_totals_resume_and_the_second_look_is_said(tmp_path: Path) -> None:
+    small_search(tmp_path / "small", n_trials=2)
+    longer = small_search(tmp_path / "small", n_trials=4)
+    assert len(longer.study.trials) == 4
+    assert longer.result["test_looks"] == 2
+
+
+def test_one_trial_with_everything_fixed_trains_exactly_one_configuration(tmp_path: Path) -> None:
+    fixed = {"width": 8, "shared_depth": 1, "dropout": 0, "lr": 1e-2, "weight_decay": 0, "head_width": 4, "loss_weight": 1}
+    held = {"trunk": ["mlp"], "space": {**fixed, "steps": 32, "batch_size": 64}}
+    run = small_search(tmp_path / "one", n_trials=1, search=held)
+    (trial,) = run.study.trials
+    assert trial.params == {}
+    assert trial.state == optuna.trial.TrialState.COMPLETE
+    member = run.model.members[0].spec
+    assert (member.trunk.kind, member.trunk.width, member.trunk.shared_depth) == ("mlp", 8, 1)
+
+
+def test_folds_are_members_and_every_row_is_validated_once(tmp_path: Path) -> None:
+    run = small_search(tmp_path / "folds", n_trials=2, split={"folds": 3})
+    assert run.result["rows"] == {"train": 240, "valid": 240, "test": 60, "folds": 3}
+    assert len({len(group) for group in [run.model.members]}) == 1
+    assert len(run.model.members) % 3 == 0
+    np.testing.assert_allclose(run.model.blend.sum(1), 1)
+
+
+def test_a_users_sampler_pruner_and_callbacks_are_honoured(tmp_path: Path) -> None:
+    seen: list[int] = []
+    run = small_search(
+        tmp_path / "own",
+        n_trials=4,
+        sampler=optuna.samplers.RandomSampler(seed=3),
+        pruner=optuna.pruners.NopPruner(),
+        callbacks=[lambda study, trial: seen.append(trial.number)],
+    )
+    assert seen == [0, 1, 2, 3]
+    assert {t.state for t in run.study.trials} == {optuna.trial.TrialState.COMPLETE}
+
+
+def test_sqlite_holds_the_study_and_its_password_is_never_written(tmp_path: Path) -> None:
+    run = small_search(tmp_path / "db", n_trials=2, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert len(run.study.trials) == 2
+    assert not (run.folder / "study.log").exists()
+
+
+def test_a_changed_spec_or_changed_data_is_refused_and_named(run: Run) -> None:
+    with pytest.raises(RunError, match=r"another .*metric.*--out"):
+        small_search(run.folder, targets={**TARGETS, "income": {"kind": "binary", "metric": "accuracy"}})
+    with pytest.raises(RunError, match=r"another data_sha256"):
+        small_search(run.folder, table=make_table(300, seed=9))
+
+
+def test_a_second_driver_is_refused(run: Run) -> None:
+    from mtl_bento_search.run import Folder
+
+    with Folder(run.folder).locked(), pytest.raises(RunError, match="in use by another search"):
+        small_search(run.folder)
+
+
+def test_a_short_timeout_holds_and_still_leaves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "make_executor", make_executor)
+    started = time.monotonic()
+    run = small_search(tmp_path / "quick", n_trials=None, timeout="20s", search={})
+    assert time.monotonic() - started < 25
+    assert run.result["trials"]["complete"] >= 1
+    assert run.model.predict(make_table(3)).num_rows == 3
+
+
+def test_a_torn_last_line_of_the_journal_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    path.write_bytes(b'{"op": 1}\n{"op": 2}\n{"op"')
+    repair_journal(path)
+    assert path.read_bytes() == b'{"op": 1}\n{"op": 2}\n'
+    repair_journal(path)
+    assert path.read_bytes() == b'{"op": 1}\n{"op": 2}\n'
+
+
+def table_with(**columns: Any) -> pa.Table:
+    held = make_table(60)
+    for name, values in columns.items():
+        held = held.append_column(name, values)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"targets": ["incom"]}, SpecError, r"no column 'incom' for a target; did you mean 'income'"),
+        ({"targets": []}, SpecError, "No target is given"),
+        ({"targets": ["one"]}, SchemaError, r"Target 'one' is 1 in every training row"),
+        ({"targets": ["none"]}, SchemaError, r"Target 'none' is missing in every"),
+        ({"targets": ["income"], "inputs": {"state": "numeric"}}, SchemaError, r"state.*'[A-Z]"),
+        ({"targets": ["income"], "inputs": {"stat": "numeric"}}, SpecError, r"'stat'.*did you mean 'state'"),
+        ({"targets": ["income"], "inputs": {"state": "number"}}, SpecError, "number"),
+        ({"targets": ["income"], "sample_weight": "wight"}, SpecError, "no column 'wight'"),
+        ({"targets": ["late"], "split": {"kind": "column", "column": "part"}}, SchemaError, "'late' has no label in"),
+        ({"targets": ["income"], "executor": "moon"}, SpecError, "allowed: local"),
+        ({"targets": ["income"], "device": "cuda:99"}, SpecError, "Device 'cuda:99' is not here"),
+        ({"targets": ["income"], "serch": {}}, SpecError, r"serch is not a known key; did you mean 'search'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(
+    changes: dict[str, Any], error: type[MtlBentoError], words: str, tmp_path: Path
+) -> None:
+    table = table_with(
+        one=pa.array([1.5] * 60).cast(pa.int64(), safe=False),
+        none=pa.nulls(60),
+        part=pa.array(["train", "val", "test"] * 20),
+        late=pa.array(["a", "b", None, "b", "a", None] * 10),
+    )
+    with pytest.raises(error, match=words) as caught:
+        mb.search(table, out=tmp_path / "run", n_trials=1, **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from small import TARGETS
+import mtl_bento as mb
+mb.search({table!r}, targets=TARGETS, out={out!r}, timeout="120s", split={{"folds": 0}}, search={{"space": {{"steps": 64}}}})
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_still_leaves_model_and_report(tmp_path: Path) -> None:
+    table, out = tmp_path / "t.parquet", tmp_path / "run"
+    pq.write_table(make_table(400), table)
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), table=str(table), out=str(out))
+    # A script without `if __name__ == "__main__"`: workers must not run it again.
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 90
+        while not (out / "checkpoints" / "trial-00000.safetensors").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    run = Run(out)
+    assert (out / "report.html").is_file()
+    assert run.result["trials"]["complete"] >= 1
+    assert run.model.predict(make_table(2)).num_rows == 2
