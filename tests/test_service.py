@@ -1,0 +1,549 @@
+"""The guard and the worker by themselves, and servers on loopback asked by real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from small import make_table
+
+from mtl_bento import artifact, wire
+from mtl_bento.client import AsyncClient, Client
+from mtl_bento.errors import SchemaError
+from mtl_bento.model import Model
+from mtl_bento.service import Guard, Worker, encode, service_name
+from mtl_bento.sources import Served
+
+ROOT = Path(__file__).parents[1]
+SPREADS = {"hours.per week": 8.0}
+"""About the standard deviation of the small table's number to predict."""
+
+# The guard, around applications that answer as BentoML does
+
+
+def answering(status: int, body: bytes = b"{}", **headers: str) -> Any:
+    async def app(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        listed = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": listed})
+        await send({"type": "http.response.body", "body": body[:3], "more_body": True})
+        await send({"type": "http.response.body", "body": body[3:]})
+
+    return app
+
+
+def ask(app: Any, method: str = "POST", path: str = "/predict", **options: Any) -> httpx.Response:
+    async def once() -> httpx.Response:
+        transport = httpx.ASGITransport(app=Guard(app, model="small:v1", max_body=100), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(once())
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_an_answer_passes_with_the_model_and_a_request_id() -> None:
+    response = ask(answering(200, b"[1, 2]", server="x"), content=b"{}", headers=JSON)
+    assert (response.status_code, response.json()) == (200, [1, 2])
+    assert response.headers["x-model"] == "small:v1"
+    assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+    assert response.headers["server"] == "x"
+
+
+def test_the_callers_request_id_comes_back_unless_it_is_odd() -> None:
+    for given, kept in (("abc-1", True), ("x" * 129, False), ("a b", False)):
+        response = ask(answering(200), content=b"{}", headers={**JSON, "X-Request-Id": given})
+        assert (response.headers["x-request-id"] == given) is kept
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind", "status", "sentence"),
+    [
+        ("POST", "/predict/", "application/json", 404, "There is nothing at this path"),
+        ("GET", "/static_content/nothing.js", None, 404, "There is nothing at this path"),
+        ("GET", "/predict", None, 405, "/predict takes POST, not GET."),
+        ("POST", "/model", "application/json", 405, "/model takes GET, not POST."),
+        ("POST", "/predict", "text/plain", 415, "Content-Type 'text/plain' is not read; send application/json."),
+        ("POST", "/predict", None, 415, "Content-Type '' is not read"),
+        ("POST", "/predict", "application/x-www-form-urlencoded", 415, "is not read"),
+        ("POST", "/predict", "multipart/form-data; boundary=x", 415, "is not read"),
+        ("POST", "/predict", "application/vnd.bentoml+pickle", 415, "is not read"),
+    ],
+)
+def test_what_no_route_takes_is_refused_before_the_metrics(
+    method: str, path: str, kind: str | None, status: int, sentence: str
+) -> None:
+    async def unreached(*_: Any) -> None:
+        raise AssertionError
+
+    response = ask(unreached, method, path, content=b"{}", headers={"Content-Type": kind} if kind else {})
+    assert response.status_code == status
+    assert sentence in response.json()["error"]
+    assert response.json()["type"] == "RequestError"
+    assert response.json()["detail"] == []
+    assert ("allow" in response.headers) == (status == 405)
+
+
+def test_json_with_a_charset_is_taken() -> None:
+    assert ask(answering(200), content=b"{}", headers={"Content-Type": "Application/JSON; charset=utf-8"}).is_success
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_413(chunked: bool) -> None:
+    async def chunks() -> Any:
+        for _ in range(11):
+            yield b"0123456789"
+
+    async def bentoml(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        # BentoML answers an exception while it reads with the exception's status.
+        try:
+            await answering(200)(scope, receive, send)
+        except Exception as error:
+            await answering(int(getattr(error, "error_code", 500)), b'[{"error": "x"}]')(scope, _nothing, send)
+
+    response = ask(bentoml, content=chunks() if chunked else b"x" * 101, headers=JSON)
+    assert response.status_code == 413
+    assert "send fewer rows in one request" in response.json()["error"]
+
+
+async def _nothing() -> dict[str, Any]:
+    return {"type": "http.request", "body": b""}
+
+
+@pytest.mark.parametrize("status", [429, 503, 504])
+def test_too_many_requests_and_timeouts_are_503_with_the_time_to_wait(status: int) -> None:
+    response = ask(answering(status, b'{"error": "Too many requests"}'), content=b"{}", headers=JSON)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["error"] == (
+        "The service has more requests than it can answer in time; try again in a second."
+    )
+
+
+def test_errors_of_other_routes_stay_as_they_are() -> None:
+    response = ask(answering(503, b"Service is not ready"), "GET", "/readyz")
+    assert (response.status_code, response.text) == (503, "Service is not ready")
+    assert response.headers["x-model"] == "small:v1"
+
+
+def test_an_unexpected_error_says_nothing_of_the_request() -> None:
+    async def broken(*_: Any) -> None:
+        raise ValueError("secret")
+
+    for app in (broken, answering(500, b'{"error": "secret"}')):
+        response = ask(app, content=b"{}", headers=JSON)
+        assert response.status_code == 500
+        assert response.json()["type"] == "MtlBentoError"
+        assert "secret" not in response.text
+
+
+def test_a_websocket_is_closed() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(Guard(answering(200), model="m")({"type": "websocket", "path": "/x"}, _nothing, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+# The worker
+
+
+@pytest.fixture(scope="module")
+def worker(model_folder: Path) -> Worker:
+    return Worker(model_folder)
+
+
+def test_the_worker_passes_its_self_test_and_warms_up(worker: Worker) -> None:
+    worker.self_test()
+    worker.warm_up()
+
+
+def test_a_row_that_only_the_columns_refuse_harms_no_other_of_its_batch(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A column from elsewhere may be stricter than its request type: here one refuses ages over 100.
+    column = type(worker.schema.columns[0])
+    encode_cells = column.encode
+
+    def stricter(self: Any, values: pa.ChunkedArray) -> np.ndarray:
+        encoded = encode_cells(self, values)
+        if (encoded > 100).any():
+            row = int((encoded > 100).argmax())
+            detail = [{"loc": ["rows", row, self.name], "msg": "is too old; send less", "type": "cell"}]
+            raise SchemaError(f"Column {self.name!r}, row {row}: is too old; send less.", detail=detail)
+        return encoded
+
+    monkeypatch.setattr(column, "encode", stricter)
+    cells = wire.Reader(worker.schema).cells({"rows": [{"age": 30}, {"age": 40}, {"age": 200}]})
+    answers = worker.answers(cells)
+    assert wire.disagreement(answers[:2], worker.answers(cells[:2]), SPREADS) is None  # type: ignore[arg-type]
+    with pytest.raises(SchemaError, match=r"^rows\[2\]\.age: is too old; send less$") as caught:
+        encode(answers)
+    assert caught.value.detail[0]["loc"] == ["rows", 2, "age"]
+
+
+@pytest.mark.parametrize(
+    ("name", "service"), [("flights:v1", "flights"), ("a-b.c:v1", "a_b_c"), ("Flüge", "fl_ge"), ("分类", "multi_task")]
+)
+def test_a_service_is_named_after_its_model(name: str, service: str) -> None:
+    assert service_name(Served(Path(), name, {}, "")) == service
+
+
+def test_the_parent_process_imports_no_torch(model_folder: Path) -> None:
+    code = (
+        "import sys; from mtl_bento import service; print(service.MultiTaskService.name, 'torch' in sys.modules);"
+        "print(hasattr(service, 'Nothing'))"
+    )
+    environment = {**os.environ, "MTL_BENTO_MODEL": str(model_folder)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "small False\nFalse\n"
+
+
+# Servers on loopback
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """The variables of a server with stores of its own; warnings are errors in our tests, not in a server."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "MTL_BENTO_MODEL")}
+    return {**kept, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
+
+
+def bentoml_command(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bentoml", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment_of(home), capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+class Server:
+    """`bentoml serve` on a free port of loopback, with its log in a file."""
+
+    def __init__(self, *arguments: str, home: Path, cwd: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log_path = home / f"serve-{port}.log"
+        command = [sys.executable, "-m", "bentoml", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=cwd, env=environment_of(home), stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait(self, status: int) -> None:
+        """Wait until /readyz answers with a status."""
+        end = time.monotonic() + 120
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == status:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(self.log)
+
+    def stop(self) -> int:
+        """End the server by its own process id; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Bento that plain `bentoml build` made of the newest model, served after a newer one was saved."""
+    home = tmp_path_factory.mktemp("bentoml")
+    save = (
+        "import bentoml, shutil, sys; labels = {'framework': 'mtl-bento', 'run': 'small'}\n"
+        "with bentoml.models.create(sys.argv[2], labels=labels) as stored:\n"
+        "    shutil.copytree(sys.argv[1], stored.path, dirs_exist_ok=True)"
+    )
+    for step in ("old", "build", "new"):
+        if step == "build":
+            built = bentoml_command("build", "--version", "plain", home=home)
+            assert built.returncode == 0, built.stdout + built.stderr
+        else:
+            command = [sys.executable, "-c", save, str(model_folder), f"small:{step}"]
+            subprocess.run(command, env=environment_of(home), check=True)
+    running = Server("small:plain", home=home, cwd=home)
+    try:
+        running.wait(200)
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+def post(server: Server, content: bytes | Iterator[bytes], **headers: str) -> httpx.Response:
+    return httpx.post(f"{server.url}/predict", content=content, headers={**JSON, **headers}, timeout=30)
+
+
+def metrics(server: Server, name: str) -> list[tuple[str, float]]:
+    """The samples of a metric: labels and value."""
+    found = re.findall(rf"^{name}\{{(.*)\}} (\S+)$", httpx.get(f"{server.url}/metrics").text, re.MULTILINE)
+    return [(labels, float(value)) for labels, value in found]
+
+
+def total(server: Server, name: str) -> float:
+    return sum(value for _, value in metrics(server, name))
+
+
+service = pytest.mark.service
+
+
+@service
+def test_a_bento_of_a_plain_build_keeps_its_model_when_a_newer_one_is_saved(server: Server, client: Client) -> None:
+    assert client.model()["model"] == "small:old"
+    assert post(server, b'{"rows": [{}]}').headers["x-model"] == "small:old"
+    line = "Serving model small:old (the one that this Bento is pinned to). To choose another: MTL_BENTO_MODEL=TAG."
+    assert server.log.count(line) == 1
+
+
+def unseen(n: int) -> pa.Table:
+    """Rows that nobody trained on, with missing cells in every column, unseen categories and a column too few."""
+    table = make_table(n, seed=7).drop_columns(["children"])
+    states = [f"new {i}" if i % 7 == 0 else state for i, state in enumerate(table["state"].to_pylist())]
+    table = table.set_column(table.column_names.index("state"), "state", pa.array(states, pa.string()))
+    rng = np.random.default_rng(1)
+    arrays = [pa.array(column.to_pylist(), column.type, mask=rng.random(n) < 0.1) for column in table.columns]
+    return pa.table(arrays, names=table.column_names)
+
+
+@service
+def test_answers_over_http_equal_those_offline_on_a_thousand_rows(client: Client, model: Model) -> None:
+    table = unseen(1000)
+    rows = wire.table_to_rows(table, model.schema)
+    assert wire.disagreement(client.predict(rows), model.rows(table), SPREADS) is None
+    online, offline = client.predict(table, output="full"), model.predict(table, output="full")
+    assert online.schema == offline.schema
+    for name in offline.column_names:
+        if pa.types.is_floating(offline[name].type):
+            np.testing.assert_allclose(online[name].to_numpy(), offline[name].to_numpy(), atol=5e-4, rtol=0)
+        else:
+            assert online[name].equals(offline[name])
+
+
+@service
+def test_names_and_labels_in_any_script_go_through_http_and_the_client(client: Client, model: Model) -> None:
+    frame = unseen(5).to_pandas()
+    predicted = client.predict(frame)
+    pd.testing.assert_frame_equal(predicted, model.predict(frame), rtol=1e-5)
+    assert set(predicted["分类"]) <= {"低", "中", "高"}
+    assert client.predict([{"state": "São Paulo", "вес, кг": 70}])[0]["分类"]["value"] in ("低", "中", "高")
+
+
+@service
+def test_requests_of_several_clients_are_answered_in_one_batch(server: Server) -> None:
+    name = "bentoml_service_adaptive_batch_size"
+
+    async def crowd() -> None:
+        clients = [AsyncClient(server.url) for _ in range(16)]
+        for _ in range(8):  # the first requests teach BentoML's dispatcher and are taken one by one
+            await asyncio.gather(*(client.predict([{"age": 30}]) for client in clients))
+        await asyncio.gather(*(client.close() for client in clients))
+
+    batches, requests = total(server, f"{name}_count"), total(server, f"{name}_sum")
+    asyncio.run(crowd())
+    batches, requests = total(server, f"{name}_count") - batches, total(server, f"{name}_sum") - requests
+    assert requests == 16 * 8
+    assert batches < requests / 2
+
+
+@service
+def test_a_bad_row_is_its_own_callers_400_and_harms_nobody(server: Server) -> None:
+    async def ask_for(client: AsyncClient, i: int) -> Any:
+        return await client.predict([{"age": "old" if i % 4 == 0 else i}])
+
+    async def crowd() -> list[Any]:
+        async with AsyncClient(server.url) as client:
+            return await asyncio.gather(*(ask_for(client, i) for i in range(40)), return_exceptions=True)
+
+    for i, answer in enumerate(asyncio.run(crowd())):
+        if i % 4 == 0:
+            assert isinstance(answer, SchemaError)
+            assert str(answer) == "rows[0].age: 'old' is not a number; send a number or null"
+        else:
+            assert answer[0]["income"]["value"] in ("<=50K", ">50K")
+
+
+@service
+@pytest.mark.parametrize(
+    ("content", "kind", "sentence"),
+    [
+        (b'{"rows": [{"age": "1"}]}', "SchemaError", "rows[0].age: '1' is not a number; send a number or null"),
+        (b'{"rows": [{"age": true}]}', "SchemaError", "rows[0].age: true is not a number; send a number or null"),
+        (b'{"rows": [{"agee": 1}]}', "SchemaError", "rows[0].agee: there is no such name; did you mean 'age'?"),
+        (b'{"rows": [{}], "rowz": 1}', "SchemaError", "rowz: there is no such name; did you mean 'rows'?"),
+        (b'{"rows": []}', "SchemaError", 'rows: there is no row; send {"rows": [{...}, ...]} with at least one'),
+        (
+            json.dumps({"rows": [{}] * 1001}).encode(),
+            "SchemaError",
+            "rows: there are 1001 rows; send at most 1000 in one request",
+        ),
+        (
+            b'{"rows": [{"age": NaN}]}',
+            "RequestError",
+            "The body holds NaN, which is not JSON; send a finite number, or null for a missing value.",
+        ),
+        (
+            b'{"rows": [{"age": 1, "age": 2}]}',
+            "RequestError",
+            "The body gives the key 'age' twice in one object; give it once.",
+        ),
+    ],
+)
+def test_a_bad_request_is_400_with_a_sentence(server: Server, content: bytes, kind: str, sentence: str) -> None:
+    response = post(server, content)
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"] == sentence
+    assert response.json()["type"] == kind
+
+
+@service
+def test_a_body_that_is_too_large_is_refused_by_its_length_and_by_its_chunks(server: Server) -> None:
+    announced = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    announced.request("POST", "/predict", headers={**JSON, "Content-Length": str(33 * 2**20)})
+    assert announced.getresponse().status == 413
+    announced.close()
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(34):
+            yield b" " * 2**20
+
+    with contextlib.suppress(httpx.WriteError):  # the server answers and closes before all is written
+        assert post(server, endless()).status_code == 413
+    assert post(server, b'{"rows": [{}]}').is_success
+
+
+@service
+def test_unknown_paths_leave_no_trace_in_the_metrics(server: Server) -> None:
+    for i in range(20):
+        assert httpx.get(f"{server.url}/nothing-{i}").status_code == 404
+    assert "nothing-" not in httpx.get(f"{server.url}/metrics").text
+
+
+@service
+def test_the_model_is_described_with_its_tasks_schema_and_card(client: Client, model: Model) -> None:
+    about = client.model()
+    assert [(task["name"], task["kind"], task.get("classes")) for task in about["tasks"]] == [
+        ("income", "binary", ["<=50K", ">50K"]),
+        ("分类", "multiclass", ["中", "低", "高"]),
+        ("hours.per week", "regression", None),
+        ("smoker", "binary", [False, True]),
+    ]
+    assert about["schema"] == model.schema.model_dump(mode="json")
+    assert about["card"] == model.card
+    assert about["max_rows"] == 1000
+    assert about["columns"]["labels"] == {
+        "income": "string",
+        "分类": "string",
+        "hours.per week": "double",
+        "smoker": "bool",
+    }
+
+
+@service
+def test_bentomls_own_routes_and_client_work(server: Server) -> None:
+    for path in ("/", "/livez", "/readyz", "/healthz", "/metrics", "/schema.json", "/docs.json"):
+        assert httpx.get(f"{server.url}{path}").status_code == 200, path
+    docs = httpx.get(f"{server.url}/docs.json").json()
+    assert list(docs["components"]["schemas"]["Row"]["properties"])[:2] == ["age", "вес, кг"]
+    page = httpx.get(f"{server.url}/").text
+    for asset in re.findall(r"\./(static_content/[\w.-]+)", page):
+        assert httpx.get(f"{server.url}/{asset}").status_code == 200
+    code = (
+        "import bentoml, sys\n"
+        "with bentoml.SyncHTTPClient(sys.argv[1]) as client:\n"
+        "    print(client.predict(rows=[{'age': 39}])[0]['income']['value'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, server.url], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("<=50K", ">50K")
+
+
+@service
+def test_the_log_holds_no_values_of_requests(server: Server) -> None:
+    post(server, b'{"rows": [{"age": "value-of-a-caller"}]}')
+    post(server, b'{"rows": [{"state": "value-of-a-caller"}]}')
+    post(server, b"value-of-a-caller")
+    httpx.get(f"{server.url}/value-of-a-caller")
+    assert "value-of-a-caller" not in server.log
+    assert "Traceback" not in server.log
+
+
+def with_other_answers(folder: Path, to: Path) -> Path:
+    """A model folder whose samples expect another number than the model answers; its checksums are right."""
+    files = {name: (folder / name).read_bytes() for name in (artifact.MANIFEST, artifact.WEIGHTS, artifact.CARD)}
+    samples = json.loads((folder / artifact.SAMPLES).read_bytes())
+    samples["answers"][3]["hours.per week"]["value"] += 0.01
+    artifact.write_folder(to, {**files, artifact.SAMPLES: artifact.to_json(samples)})
+    return to
+
+
+@service
+def test_a_model_that_fails_its_self_test_is_never_ready_and_says_why(model_folder: Path, tmp_path: Path) -> None:
+    folder = with_other_answers(model_folder, tmp_path / "other")
+    server = Server("--arg", f"model={folder}", home=tmp_path, cwd=ROOT)
+    try:
+        server.wait(503)
+        said = re.findall(r"^.*Not serving other: Model .* does not answer its self-test.*$", server.log, re.MULTILINE)
+        assert len(said) == 1
+        assert "Traceback" not in server.log
+        response = post(server, b'{"rows": [{}]}')
+        assert response.status_code == 503
+        assert response.json()["type"] == "ArtifactError"
+        assert "row 3, target 'hours.per week': value is" in response.json()["error"]
+        assert httpx.get(f"{server.url}/model").json()["type"] == "ArtifactError"
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+    finally:
+        code = server.stop()
+    assert code == 0
+
+
+@service
+def test_without_a_model_or_with_a_damaged_one_serving_ends_in_one_line(model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "broken")
+    (tmp_path / "broken" / artifact.WEIGHTS).write_bytes(b"")
+    for arguments, sentence in (
+        ((), "There is no packaged model to serve; run `make demo` for an example, or `mtl-bento package RUN`"),
+        (("--arg", f"model={tmp_path / 'broken'}"), f"{artifact.WEIGHTS} is damaged; copy the whole folder again"),
+        (("--arg", "model=none:v1"), "There is no folder and no packaged model 'none:v1'"),
+    ):
+        done = bentoml_command("serve", *arguments, home=tmp_path)
+        assert done.returncode == 1
+        said = done.stdout + done.stderr
+        assert sentence in said
+        assert len(said.strip().splitlines()) == 1
