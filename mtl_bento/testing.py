@@ -153,7 +153,7 @@ def check_task(task: TaskSpec, labels: pa.ChunkedArray | pa.Array | Sequence[Any
     fitted = check_spec(task_class.fit(task, cells), TASKS)
     built: Task[Any] = task_class(fitted)
     targets = torch.from_numpy(built.encode(cells))
-    labelled = [value is not None and value == value for value in cells.to_pylist()]  # noqa: PLR0124 - NaN is missing
+    labelled = [value not in (None, "") and value == value for value in cells.to_pylist()]  # noqa: PLR0124 - no NaN
     if all(labelled):
         raise ValueError("give labels of which some are missing, so that masking can be checked")
     _promise(built.known(targets).tolist() == labelled, "`known` must be true exactly where there is a label")
