@@ -124,7 +124,7 @@ def test_one_label_is_nothing_to_learn() -> None:
 
 def test_levels_given_twice_are_refused() -> None:
     # "3" and 3 are one label; the second had an output of its own that no row could teach.
-    with pytest.raises(MtlBentoError, match="'分类'.*3"):
+    with pytest.raises(MtlBentoError, match=r"'分类'.*3"):
         fit(["3", "1"], levels=("3", 3, "1"))
 
 
