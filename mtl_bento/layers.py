@@ -23,11 +23,11 @@ def identity(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": nn.functional.relu_,
+    "relu": torch.relu,
     "silu": nn.functional.silu,
     "identity": identity,
 }
-"""Activations with act(0) = 0, which zero padding needs; they may change their argument, a product that nobody else holds."""
+"""Activations with act(0) = 0, which zero padding needs."""
 
 
 def uniform(fan_in: int) -> Init:
@@ -121,17 +121,32 @@ class StackedLinear(Stacked):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [K or 1, M or 1, B, F] -> [K, M, B, D]."""
-        n, m, rows, width = x.shape
-        members = self.weight.shape[0]
-        if self.inner > 1:
-            x = x.expand(members, self.inner, rows, width).reshape(members * self.inner, rows, width)
-            weight = self.weight.flatten(0, 1)  # [K*M, F, D]
-            out = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.flatten(0, 1), x, weight)
-            return out.view(members, self.inner, rows, -1)
+        return stacked_product(x, self.weight, self.bias)
+
+
+def stacked_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x @ weight + bias for each member: x [K or 1, M or 1, B, F], weight [K, M or 1, F, D] -> [K, M, B, D]."""
+    n, m, rows, width = x.shape
+    members, inner = weight.shape[:2]
+    if inner > 1:
+        x = x.expand(members, inner, rows, width).reshape(members * inner, rows, width)
+        weight, bias = weight.flatten(0, 1), None if bias is None else bias.flatten(0, 1)  # [K*M, F, D]
+    else:
         x = x.reshape(n, m * rows, width).expand(members, m * rows, width)
-        weight = self.weight[:, 0]  # [K, F, D]
-        out = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias[:, 0], x, weight)
-        return out.view(members, m, rows, -1)
+        weight, bias = weight[:, 0], None if bias is None else bias[:, 0]  # [K, F, D]
+    out = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
+    return out.view(members, max(m, inner), rows, -1)
+
+
+def side_by_side(x: Tensor, linears: Sequence[StackedLinear]) -> list[Tensor]:
+    """Return what several linear maps make of one x, by one product: as many products cost as many passes over x.
+
+    All of them have a bias, or none has one, and the same M.
+    """
+    weight = torch.cat([linear.weight for linear in linears], -1)
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    out = stacked_product(x, weight, torch.cat(biases, -1) if biases else None)
+    return list(out.split([linear.weight.shape[-1] for linear in linears], -1))
 
 
 class Dropout(nn.Module):
@@ -158,7 +173,7 @@ class Dropout(nn.Module):
         if not (self.training and self.active):
             return x
         kept = _random_bytes(x.shape, x.device, self.generator) >= self.threshold
-        return x * (kept * self.scale.to(x.dtype))
+        return x * torch.where(kept, self.scale.to(x.dtype), torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def _random_bytes(shape: torch.Size, device: torch.device, generator: Generator | None) -> Tensor:

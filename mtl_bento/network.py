@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import Column
 from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec
-from mtl_bento.heads._base import HEADS, HeadSpec
+from mtl_bento.heads._base import HEADS, Head, HeadSpec
 from mtl_bento.layers import Dropout, PerMember, Stacked
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import Task
@@ -132,7 +132,11 @@ class Network(nn.Module):
         members = max(part.shape[0] for part in features)
         joined = torch.cat([part.expand(members, -1, -1) for part in features], -1)  # [K or 1, B, F]
         states = self.trunk(joined)  # T of [K, M, B, D]
-        return [head(state) for head, state in zip(self.heads, states, strict=True)]
+        outputs: dict[int, Tensor] = {}
+        for places in _alike(self.heads, states):
+            heads = [cast(Head[Any], self.heads[t]) for t in places]
+            outputs |= dict(zip(places, type(heads[0]).together(heads, states[places[0]]), strict=True))
+        return [outputs[t] for t in range(len(self.tasks))]
 
     def answers(self, prepared: Sequence[Tensor]) -> list[Tensor]:
         """Prepared blocks [K or 1, B, C'] -> answers averaged over M, [K, B, O'] for each task."""
@@ -269,6 +273,14 @@ class Flat:
         if part.shapes is None:
             return matrix[part.member, start : start + part.parameter.numel()].view(shape)
         return matrix[: shape[0], start:end].view(shape)
+
+
+def _alike(heads: nn.ModuleList, states: Sequence[Tensor]) -> list[list[int]]:
+    """Return the tasks in groups of one kind of head on one state."""
+    groups: dict[tuple[type, int], list[int]] = {}
+    for t, (head, state) in enumerate(zip(heads, states, strict=True)):
+        groups.setdefault((type(head), id(state)), []).append(t)
+    return list(groups.values())
 
 
 def _build(registry: Any, specs: Sequence[Spec], *sizes: Any) -> Any:

@@ -32,7 +32,7 @@ AnyWeighting = Annotated[WeightingSpec, BeforeValidator(WEIGHTINGS.parse), Seria
 
 EVALUATIONS = 16
 """How often a full budget looks at the validation rows; each member keeps the weights of its best look."""
-LOOKED_AT = 16_384
+LOOKED_AT = 8_192
 """Validation rows that a look reads at most, evenly spaced; what is served is decided on all of them."""
 VALID_CHUNK = 4096
 """Validation rows per forward pass, so that memory stays flat."""

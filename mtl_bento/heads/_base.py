@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from torch import Generator, Tensor
 
@@ -45,6 +45,11 @@ class Head(Stacked, Generic[AnySpec]):
     @abstractmethod
     def forward(self, state: Tensor) -> Tensor:
         """state [K, M, B, D] -> outputs [K, M, B, O]."""
+
+    @classmethod
+    def together(cls, heads: Sequence[Self], state: Tensor) -> list[Tensor]:
+        """Return the outputs of several heads of one state; override it where one product does for all."""
+        return [head(state) for head in heads]
 
 
 HEADS: Registry[Head[Any]] = Registry("head", package="mtl_bento.heads", group="mtl_bento.heads")

@@ -7,14 +7,14 @@ width share a stack without a mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
 from mtl_bento.heads._base import HEADS, Head, HeadSpec
-from mtl_bento.layers import StackedLinear
+from mtl_bento.layers import StackedLinear, side_by_side
 from mtl_bento.spec import Searched
 
 
@@ -51,5 +51,15 @@ class DenseHead(Head[DenseHeadSpec]):
 
     def forward(self, state: Tensor) -> Tensor:
         """state [K, M, B, D] -> outputs [K, M, B, O]."""
-        out: Tensor = self.linear(state)
-        return out + self.second(torch.relu(self.first(state))) if self.hidden else out
+        return self.together([self], state)[0]
+
+    @classmethod
+    def together(cls, heads: Sequence[Self], state: Tensor) -> list[Tensor]:
+        """Return the outputs of several heads of one state, their first layers as one product."""
+        outputs = side_by_side(state, [head.linear for head in heads])
+        deep = [(place, head) for place, head in enumerate(heads) if head.hidden]
+        if deep:
+            hidden = side_by_side(state, [head.first for _, head in deep])
+            for (place, head), units in zip(deep, hidden, strict=True):
+                outputs[place] = outputs[place] + head.second(torch.relu(units))
+        return outputs
