@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from mtl_bento.model import Model
 from mtl_bento_search.api import search
 from mtl_bento_search.cli import evaluate_command, example_command, inspect_command, report_command, search_command
 from mtl_bento_search.objective import Objective
@@ -11,4 +14,11 @@ from mtl_bento_search.run import Run
 
 commands: list[click.Command] = [inspect_command, search_command, report_command, evaluate_command, example_command]
 
-__all__ = ["Objective", "Run", "commands", "search"]
+
+
+def trial_model(run: str | os.PathLike[str], trial: str) -> Model:
+    """Return the model of one trial of a run; see `Run.trial_model`."""
+    return Run(run).trial_model(trial)
+
+
+__all__ = ["Objective", "Run", "commands", "search", "trial_model"]

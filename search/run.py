@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,13 @@ import pyarrow as pa
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from mtl_bento import table as tables
 from mtl_bento.artifact import to_json, write_file
 from mtl_bento.errors import RunError, listing
 from mtl_bento.model import Model
+from mtl_bento_search.checkpoints import load_members
 
 SPEC, STUDY, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
     "spec.yaml", "study.log", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
@@ -42,7 +45,7 @@ class Run:
     Raises RunError where the folder holds no run.
     """
 
-    def __init__(self, folder: str | Path, *, storage: Any = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, storage: Any = None) -> None:
         self.folder = Path(folder)
         self._storage = storage
         if not (self.folder / SPEC).is_file():
@@ -101,6 +104,34 @@ class Run:
         columns |= {name: [t.user_attrs.get(name) for t in trials] for name in attrs}
         columns |= {name: [t.params.get(name) for t in trials] for name in params}
         return tables.like(pa.table(columns), "frame")
+
+    def trial_model(self, trial: int | str) -> Model:
+        """Return the model of exactly one complete trial, by number or "best", for every task.
+
+        Its members, one a fold, are mixed equally; its card has no test metrics, since it was not tested.
+        Raises RunError where the trial is not there, or not complete and so without weights.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        complete = {t.number: t for t in trials if t.state == TrialState.COMPLETE}
+        number = self._trial_number(trial, complete)
+        if number not in complete:
+            known = {t.number: t.state.name.lower() for t in trials}
+            what = f"is {known[number]} and has no weights" if number in known else "is not there"
+            raise RunError(f"Trial {number} {what}; complete trials: {listing(map(str, sorted(complete)), most=20)}.")
+        members, _ = load_members(self.folder / CHECKPOINTS / f"trial-{number:05d}.safetensors")
+        served = self.model
+        card = {k: v for k, v in served.card.items() if k not in ("metrics", "verdicts", "served_by")}
+        blend = np.full((len(served.tasks), len(members)), 1 / len(members))
+        return Model(served.schema, served.tasks, served.inputs, tuple(members), blend, card | {"trial": number})
+
+    @staticmethod
+    def _trial_number(trial: int | str, complete: dict[int, Any]) -> int:
+        if trial == "best":
+            return max(complete.values(), key=lambda t: (t.value, -t.number)).number
+        try:
+            return int(trial)
+        except ValueError:
+            raise RunError(f"Trial {trial!r} is no number; give one, or best.") from None
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"

@@ -137,6 +137,21 @@ def test_raised_totals_resume_and_the_second_look_is_said(tmp_path: Path) -> Non
     assert longer.result["test_looks"] == 2
 
 
+def test_one_complete_trial_can_be_packaged_and_a_pruned_one_is_refused(run: Run) -> None:
+    states = {t.number: t.state for t in run.study.trials}
+    best = run.trial_model("best")
+    assert best.card["trial"] == run.study.best_trial.number
+    assert "metrics" not in best.card
+    np.testing.assert_array_equal(best.blend, np.ones((4, 1)))
+    pruned = next(number for number, state in states.items() if state == optuna.trial.TrialState.PRUNED)
+    with pytest.raises(RunError, match=rf"Trial {pruned} is pruned and has no weights; complete trials: 0"):
+        run.trial_model(str(pruned))
+    with pytest.raises(RunError, match="Trial 99 is not there"):
+        run.trial_model("99")
+    with pytest.raises(RunError, match="'first' is no number"):
+        run.trial_model("first")
+
+
 def test_one_trial_with_everything_fixed_trains_exactly_one_configuration(tmp_path: Path) -> None:
     fixed = {"width": 8, "shared_depth": 1, "dropout": 0, "lr": 1e-2, "weight_decay": 0, "head_width": 4, "loss_weight": 1}
     held = {"trunk": ["mlp"], "space": {**fixed, "steps": 32, "batch_size": 64}}
