@@ -16,6 +16,7 @@ import importlib.metadata
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import uuid
@@ -53,6 +54,8 @@ LATENCY_MS = 5000
 """Milliseconds that a request may wait for its batch before it is turned away: low values turn away bursts."""
 MAX_CONCURRENCY = 512
 """Requests in work at once; more are turned away."""
+TORCH_BUILD = "UV_TORCH_BACKEND"
+"""uv's variable for the build of torch to install."""
 RUNTIME = (
     "torch", "bentoml", "pydantic", "pyarrow", "numpy", "safetensors", "httpx", "click", "rich", "pyyaml",
 )  # fmt: skip
@@ -549,12 +552,16 @@ def image(requires: Iterable[str] = ()) -> bentoml.images.Image:
 
 
 def environment() -> list[dict[str, str]]:
-    """Return the variables of the image: no usage statistics, and the build of torch that is installed here."""
+    """Return the variables of the image: no usage statistics, and which build of torch it installs.
+
+    That is the build that is installed here; UV_TORCH_BACKEND names another ("cu126"), or none where it is empty.
+    """
     variables = [{"name": "BENTOML_DO_NOT_TRACK", "value": "true"}]
-    build = importlib.metadata.version("torch").partition("+")[2]
-    if build:
-        # A requirement cannot name the index of a local version; uv finds torch for "cpu" or "cu126" by itself.
-        variables.append({"name": "UV_TORCH_BACKEND", "value": build})
+    installed = importlib.metadata.version("torch").partition("+")[2]
+    # A requirement cannot name the index of a local version such as 2.13.0+cpu; uv knows it by the name of the build.
+    known = installed if re.fullmatch(r"cpu|xpu|cu\d+|rocm[\d.]+", installed) else ""
+    if build := os.environ.get(TORCH_BUILD, known):
+        variables.append({"name": TORCH_BUILD, "value": build})
     return variables
 
 

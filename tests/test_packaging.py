@@ -87,12 +87,26 @@ def test_a_foreign_kinds_distribution_is_pinned_with_what_it_needs() -> None:
     assert any(pin.startswith("sortedcontainers==") for pin in pins)
 
 
-def test_the_image_asks_for_the_build_of_torch_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("installed", "asked", "build"),
+    [
+        ("2.13.0+cpu", None, "cpu"),
+        ("2.13.0+cu126", None, "cu126"),
+        ("2.13.0", None, None),
+        ("2.13.0a0+gitabc123", None, None),
+        ("2.13.0+cpu", "cu126", "cu126"),
+        ("2.13.0+cpu", "", None),
+    ],
+)
+def test_the_image_installs_the_build_of_torch_that_is_installed_here_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch, installed: str, asked: str | None, build: str | None
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: installed)
+    monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("UV_TORCH_BACKEND", asked)
     tracking = {"name": "BENTOML_DO_NOT_TRACK", "value": "true"}
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cpu")
-    assert environment() == [tracking, {"name": "UV_TORCH_BACKEND", "value": "cpu"}]
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0")
-    assert environment() == [tracking]
+    assert environment() == [tracking, *([{"name": "UV_TORCH_BACKEND", "value": build}] if build else [])]
 
 
 def test_model_and_bento_are_stored_under_one_name_and_version_with_their_labels(
