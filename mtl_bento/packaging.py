@@ -184,7 +184,7 @@ def _build(tag: Any) -> Any:
                 name=tag.name,
                 version=tag.version,
                 build_ctx=context,
-                include=[f"{here.name}/"],
+                include=[f"/{here.name}/"],
                 models=[{"tag": str(tag), "alias": ALIAS}],
             )
         finally:

@@ -330,6 +330,8 @@ def test_a_bento_of_a_plain_build_keeps_its_model_when_a_newer_one_is_saved(serv
     assert post(server, b'{"rows": [{}]}').headers["x-model"] == "small:old"
     line = "Serving model small:old (the one that this Bento is pinned to). To choose another: MTL_BENTO_MODEL=TAG."
     assert server.log.count(line) == 1
+    source = server.log_path.parent / "bentos/small/plain/src"
+    assert {path.name for path in source.iterdir()} == {"mtl_bento", "bentofile.yaml"}
 
 
 def unseen(n: int) -> pa.Table:
