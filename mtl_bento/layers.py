@@ -143,10 +143,10 @@ def side_by_side(x: Tensor, linears: Sequence[StackedLinear]) -> list[Tensor]:
 
     All of them have a bias, or none has one, and the same M.
     """
-    weight = torch.cat([linear.weight for linear in linears], -1)
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    out = stacked_product(x, weight, torch.cat(biases, -1) if biases else None)
-    return list(out.split([linear.weight.shape[-1] for linear in linears], -1))
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    out = stacked_product(x, torch.cat(weights, -1), torch.cat(biases, -1) if biases else None)
+    return list(out.split([weight.shape[-1] for weight in weights], -1))
 
 
 class Dropout(nn.Module):

@@ -192,7 +192,8 @@ class Model:
             )
         lines += [
             "",
-            f"{len(self._order)} networks, {self.n_parameters:,} parameters, trained on {self.card.get('n_train', '?')} rows.",
+            f"{len(self._order)} networks, {self.n_parameters:,} parameters, "
+            f"trained on {self.card.get('n_train', '?')} rows.",
         ]
         lines += ["", "Inputs: " + ", ".join(f"{c.name} ({c.kind})" for c in self.schema.columns) + "."]
         return "\n".join(lines) + "\n"

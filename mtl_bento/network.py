@@ -144,7 +144,7 @@ class Network(nn.Module):
         return [task.activate(out).mean(1) for task, out in zip(self.tasks, outputs, strict=True)]
 
     def parts(self) -> Iterator[Part]:
-        """Yield every parameter with its owner, those under weight decay first, in an order that the specs alone fix."""
+        """Yield every parameter and whose it is, those under weight decay first, in an order that the specs fix."""
         parts = list(self._parts())
         yield from (part for part in parts if part.decay)
         yield from (part for part in parts if not part.decay)
@@ -198,7 +198,7 @@ class Trained:
 
 
 def stacks(members: Sequence[Trained], inputs: Inputs, tasks: Sequence[Task[Any]]) -> list[tuple[list[int], Network]]:
-    """Return trained members as stacks for prediction: for each, the places of its members in `members`, and the stack."""
+    """Return trained members as stacks for prediction: of each, the places in `members`, and the stack."""
     by_key: dict[Any, list[int]] = {}
     for k, member in enumerate(members):
         by_key.setdefault(member.spec.stack_key(), []).append(k)
@@ -217,8 +217,8 @@ class Flat:
     """All parameters of a stack as one matrix [K, P], and their gradients as another: the optimiser's view.
 
     The parameters of the network become views of `data`, so that an optimiser step, a snapshot or a checkpoint is one
-    tensor operation; `gradients` are the views of `grad` in the order of `parameters`. The first `n_decayed` columns are
-    under weight decay.
+    tensor operation; `gradients` are the views of `grad` in the order of `parameters`. Weight decay is for the first
+    `n_decayed` columns.
     """
 
     data: Tensor

@@ -67,7 +67,7 @@ class Registry(Generic[Built]):
         kinds = self.kinds()
         if kind not in kinds:
             raise UnknownKindError(
-                f"There is no {self.family} {kind!r}{nearest(kind, kinds)} Allowed: {listing(kinds)}."
+                f"There is no {self.family} {kind!r}{nearest(kind, kinds) or '.'} Allowed: {listing(kinds)}."
             )
         return kinds[kind]
 
@@ -104,7 +104,7 @@ class Registry(Generic[Built]):
 
 
 def one_line(error: ValidationError, *, where: str) -> str:
-    """Return the first complaint of a pydantic error as one sentence, with the nearest allowed name for unknown keys."""
+    """Return the first complaint of a pydantic error as one sentence."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")

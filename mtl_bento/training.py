@@ -140,7 +140,7 @@ class Cohort:
     Args:
         stack: members of one `stack_key`; they must lie deepest first.
         dataset: rows, tasks and splits.
-        reference: loss of each task [T] (in units of the trivial predictor's) by which its score is divided; ones by default.
+        reference: loss of each task [T], in units of the trivial predictor's, by which scores are divided; or ones.
     """
 
     def __init__(self, stack: Stack, dataset: Dataset, *, reference: Sequence[float] | None = None) -> None:
@@ -254,7 +254,7 @@ class Cohort:
 
     @torch.no_grad()
     def _descend(self) -> None:
-        """One AdamW step of all members: rates differ by member, so Adam's step is taken at rate 1 into a buffer first."""
+        """One AdamW step of all members: rates differ by member, so Adam steps at rate 1 into a buffer first."""
         norm = self.flat.grad.norm(dim=1, keepdim=True)
         self.flat.grad.mul_((1.0 / (norm + 1e-6)).clamp(max=1.0))
         pace = schedule(self.step, self.training.steps)
@@ -287,7 +287,7 @@ class Cohort:
 
     @torch.no_grad()
     def losses(self, dataset: Dataset) -> Tensor:
-        """Return each member's mean loss on its validation rows, M averaged first, in units of the trivial loss [K, T]."""
+        """Return each member's mean loss on its validation rows, M averaged first, in units of the trivial [K, T]."""
         splits = sorted({m.split for m in self.members})
         out = torch.full((len(self.members), len(dataset.tasks)), torch.nan, device=dataset.device, dtype=dataset.dtype)
         for split in splits:
@@ -314,7 +314,7 @@ class Cohort:
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:
-    """Return members as a stack holds them: deepest first, so that it narrows as depth grows; otherwise in their order."""
+    """Return members as a stack holds them: deepest first, since it narrows as depth grows; else in their order."""
     return tuple(sorted(members, key=lambda member: -member.spec.network.trunk.shared_depth))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from mtl_bento.errors import SpecError
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.finish import finish
-from mtl_bento_search.tuning import tune_process
 from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import Clock, Folder, Run, open_storage, spec_digest
 from mtl_bento_search.space import Space
 from mtl_bento_search.study import Driver, budget, open_study, pick_device, shortened_steps
+from mtl_bento_search.tuning import tune_process
+
+MANY_ROWS = 20_000
+"""Training rows from which a plain MLP is the default trunk (measured, LOG.md)."""
 
 Callback = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -49,7 +53,7 @@ def search(
     The same call resumes the run in `out`: `n_trials` and `timeout` are totals of the run, not of the call.
 
     Args:
-        data: a table (path, pandas or polars frame, pyarrow table); with `valid` and `test` beside it, its training rows.
+        data: a table (path, pandas or polars frame, pyarrow table); the training rows where `valid` or `test` is given.
         targets: columns to predict: a list, or a mapping to kinds or options, `{"cancelled": "binary"}`.
         out: the run folder; `runs/<table's name>` by default.
         n_trials: total number of trials.
@@ -65,6 +69,7 @@ def search(
 
     Raises TableError, SchemaError, SpecError or RunError in one line, before anything is written.
     """
+    started = time.monotonic()
     spec = _merged(config, data, targets, options, n_trials=n_trials, timeout=timeout, seed=seed)
     if executor != "local":
         raise SpecError(f"executor {executor!r} is not known; allowed: local.")
@@ -76,7 +81,7 @@ def search(
     folder = Folder(Path(out) if out is not None else Path("runs") / table_name(source))
     make_space(problem, spec)  # raises before anything is written
     with folder.locked():
-        return _searched(spec, problem, folder, storage, sampler, pruner, callbacks, progress)
+        return _searched(spec, problem, folder, storage, sampler, pruner, callbacks, progress, started)
 
 
 def _merged(
@@ -107,11 +112,16 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
     return Space(
         list(problem.dataset.inputs.columns),
         problem.names,
-        trunks=spec.search.trunk,
+        trunks=spec.search.trunk or default_trunks(problem),
         domains=spec.search.space,
         batch_size=batch,
         steps=steps or whole,
     )
+
+
+def default_trunks(problem: Problem) -> tuple[str, ...]:
+    """Return the trunks to search, the default first: TabM, or on many rows, where it costs too much, the MLP."""
+    return ("mlp", "tabm") if len(problem.protocol.learned) >= MANY_ROWS else ("tabm", "mlp")
 
 
 def _searched(
@@ -123,6 +133,7 @@ def _searched(
     pruner: Any,
     callbacks: Sequence[Callback],
     progress: Progress,
+    started: float,
 ) -> Run:
     tune_process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -132,7 +143,10 @@ def _searched(
     n_trials, timeout_s = spec.search.n_trials, spec.search.timeout
     if n_trials is None and timeout_s is None:
         timeout_s = DEFAULT_TIMEOUT_S
-    clock = Clock(timeout_s=timeout_s, elapsed_s=state.get("elapsed_s", 0.0), phases=state.get("phases"))
+    clock = Clock(
+        timeout_s=timeout_s, elapsed_s=state.get("elapsed_s", 0.0), phases=state.get("phases"), started=started
+    )
+    clock.phases["data"] = clock.phases.get("data", 0.0) + time.monotonic() - started
     attrs = {
         "tasks": problem.names,
         "spec_sha256": written["sha256"],
@@ -189,10 +203,12 @@ def _phases(
 
 
 def written_spec(spec: Config, problem: Problem, name: str, storage: str | None) -> dict[str, Any]:
-    """Return the spec as a run keeps it: what was understood, without totals, data paths and passwords, and the hashes."""
+    """Return the spec as a run keeps it: what was understood, without totals, paths and passwords, and the hashes."""
     data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout"}})
-# What was learned from the labels (levels, means) follows from the data, whose hash is kept.
-    data["targets"] = {t.name: {**target_options(t.name, spec.targets[t.name]), "kind": t.spec.kind} for t in problem.tasks}
+    # What was learned from the labels (levels, means) follows from the data, whose hash is kept.
+    data["targets"] = {
+        t.name: {**target_options(t.name, spec.targets[t.name]), "kind": t.spec.kind} for t in problem.tasks
+    }
     digest = spec_digest(data)
     hashes = {"data_sha256": problem.data_sha256, "split_sha256": problem.protocol.digest()}
     where = {} if storage is None else {"storage": optuna_url_without_password(storage)}

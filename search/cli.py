@@ -214,17 +214,18 @@ def show_result(run: Run) -> None:
     """Print what a run found, where the report lies, and what to type next."""
     result, console = run.result, Console()
     grid = Table(title=f"Test: {result['rows']['test']:,} locked rows", title_justify="left")
-    for heading in ("task", "metric", "ours", "single-task", "better by", "95 % interval", "verdict", "served by"):
+    for heading in ("task", "metric", "ours", "single-task", "better by (95 % interval)", "verdict"):
         grid.add_column(heading, overflow="fold")
     for task in result["tasks"]:
         figures = [_figure(task[key]) for key in ("ours", "single_task", "difference")]
-        spread = f"{_figure(task['lower'])} to {_figure(task['upper'])}"
-        grid.add_row(escape(task["task"]), task["metric"], *figures, spread, task["verdict"], escape(task["served_by"]))
+        better = f"{figures[2]} ({_figure(task['lower'])} to {_figure(task['upper'])})"
+        grid.add_row(escape(task["task"]), task["metric"], *figures[:2], better, task["verdict"])
     console.print(grid)
     trials, phases = result["trials"], result["phases_s"]
     total = sum(phases.values()) or 1.0
     click.echo(
-        f"{trials['total']} trials ({trials['complete']} complete, {trials['pruned']} pruned), best: trial {trials['best']}, "
+        f"{trials['total']} trials ({trials['complete']} complete, {trials['pruned']} pruned), "
+        f"best: trial {trials['best']}, "
         f"gain {trials['best_gain']:+.1%} over single-task on validation."
     )
     click.echo(f"Time {clock_text(total)}: " + ", ".join(f"{name} {s / total:.0%}" for name, s in phases.items()) + ".")
@@ -237,7 +238,7 @@ def show_result(run: Run) -> None:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
 
 
 @click.command("report")
@@ -303,7 +304,7 @@ def example_command(name: str | None, out: Path | None, rows: int | None, quiet:
             click.echo(f"{example.name}: {example.description}")
         return
     if name not in EXAMPLES:
-        raise SpecError(f"There is no example {name!r}{nearest(name, EXAMPLES)} Examples: {listing(EXAMPLES)}.")
+        raise SpecError(f"There is no example {name!r}{nearest(name, EXAMPLES) or '.'} Examples: {listing(EXAMPLES)}.")
     example = EXAMPLES[name]
     path = out if out is not None else Path(f"{name}.parquet")
     table = example.make(rows)

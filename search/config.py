@@ -63,8 +63,8 @@ class SearchSpec(Spec):
     n_trials: Annotated[int, Field(ge=1)] | None = None
     timeout: Seconds | None = None
     """Total active wall time in seconds."""
-    trunk: tuple[str, ...] = ("tabm", "mlp")
-    """Kinds of trunk to choose from; the first is the default."""
+    trunk: tuple[str, ...] | None = None
+    """Kinds of trunk to choose from; the first is the default. None is tabm and mlp, from 20,000 rows mlp first."""
     space: dict[str, Domain] = {}
     """Narrows or fixes searched parameters, and sets fixed ones, by name."""
     seed: int = 0
@@ -126,7 +126,7 @@ def _complaint(error: ValidationError, where: str) -> str:
     models: dict[str, type[Spec]] = {"": Config, "split": SplitSpec, "search": SearchSpec, "data": DataSpec}
     allowed = list(models.get(path[0] if path else "", Choice).model_fields)
     place = ".".join([*path, key])
-    return f"{where}: {place} is not a known key{nearest(key, allowed)} Allowed: {listing(allowed)}."
+    return f"{where}: {place} is not a known key{nearest(key, allowed) or '.'} Allowed: {listing(allowed)}."
 
 
 def _beside(data: str | DataSpec, folder: Path) -> str | DataSpec:
@@ -146,7 +146,7 @@ def parse_targets(names: Sequence[str], columns: Sequence[str]) -> dict[str, dic
         matched = [name] if name in columns else [c for c in columns if fnmatch.fnmatchcase(c, name)]
         if not matched:
             raise SpecError(
-                f"There is no column {name!r} for a target{nearest(name, columns)} Columns: {listing(columns)}."
+                f"There is no column {name!r} for a target{nearest(name, columns) or '.'} Columns: {listing(columns)}."
             )
         targets |= dict.fromkeys(matched, kind)
     return targets
@@ -166,7 +166,7 @@ def target_options(name: str, given: dict[str, Any] | str | None) -> dict[str, A
     elif options["kind"] not in TASKS.kinds():
         kinds = TASKS.kinds()
         raise UnknownKindError(
-            f"Target {name!r}: there is no task kind {options['kind']!r}{nearest(str(options['kind']), kinds)} "
+            f"Target {name!r}: there is no task kind {options['kind']!r}{nearest(str(options['kind']), kinds) or '.'} "
             f"Allowed: {listing(kinds)}."
         )
     return options

@@ -43,7 +43,7 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
         truth = task.truth(problem.table[task.name])[rows]
         mine, single = task.scored(ours[t]), task.scored(singles[t])
         same = choice.served_by[t] == choice.single[t].name
-        low, high = (0.0, 0.0) if same else metrics.interval(task.metric, truth, mine, single, weights=weights)
+        own, (low, high) = metrics.paired_intervals(task.metric, truth, mine, single, weights=weights)
         higher = metrics.METRICS[task.metric].higher_is_better
         value, alone = (metrics.measure(task.metric, truth, scored, weights) for scored in (mine, single))
         records.append(
@@ -53,7 +53,7 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
                 "metric": task.metric,
                 "higher_is_better": higher,
                 "ours": value,
-                "interval": metrics.interval(task.metric, truth, mine, weights=weights),
+                "interval": own,
                 "single_task": alone,
                 "difference": (value - alone) * (1 if higher else -1),
                 "lower": low,

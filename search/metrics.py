@@ -88,38 +88,62 @@ def measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarra
     return METRICS[name].score(truth[held], scored[held], None if weights is None else weights[held])
 
 
+Interval = tuple[float, float]
+
+
 def interval(
+    name: str, truth: np.ndarray, scored: np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0
+) -> Interval:
+    """Return the 95 % bootstrap interval of a metric; NaN where it is undefined."""
+    return _intervals(name, truth, [scored], weights, seed)[0]
+
+
+def paired_intervals(
     name: str,
     truth: np.ndarray,
     scored: np.ndarray,
-    against: np.ndarray | None = None,
+    against: np.ndarray,
     *,
     weights: np.ndarray | None = None,
     seed: int = 0,
-) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a metric, or of its difference to `against` on the same rows (paired).
+) -> tuple[Interval, Interval]:
+    """Return the 95 % bootstrap intervals of a metric and of its difference to `against`, on the same draws of rows.
 
     A difference is positive where `scored` is better, whichever way the metric points. NaN where it is undefined.
     """
+    own, difference = _intervals(name, truth, [scored, against], weights, seed)
+    return own, difference
+
+
+def _intervals(
+    name: str, truth: np.ndarray, scored: list[np.ndarray], weights: np.ndarray | None, seed: int
+) -> list[Interval]:
+    """Return the interval of the first answers' metric and, for every further answers, of the difference to them."""
     held = np.flatnonzero(known_rows(truth))
     if not len(held):
-        return float("nan"), float("nan")
+        return [(float("nan"), float("nan"))] * len(scored)
     rng = np.random.default_rng(seed)
     metric = METRICS[name]
-    sign = 1.0 if metric.higher_is_better or against is None else -1.0
+    sign = 1.0 if metric.higher_is_better else -1.0
 
-    def value(rows: np.ndarray) -> float:
+    def values(rows: np.ndarray) -> list[float]:
         weight = None if weights is None else weights[rows]
-        mine = metric.score(truth[rows], scored[rows], weight)
-        return mine if against is None else sign * (mine - metric.score(truth[rows], against[rows], weight))
+        first, *others = (metric.score(truth[rows], each[rows], weight) for each in scored)
+        return [first, *(sign * (first - other) for other in others)]
 
     many = len(held) >= MANY_ROWS
-    drawn = np.array([value(rng.choice(held, len(held))) for _ in range(FEW_RESAMPLES if many else RESAMPLES)])
+    drawn = np.array([values(rng.choice(held, len(held))) for _ in range(FEW_RESAMPLES if many else RESAMPLES)])
+    centres = values(held)
+    return [_spread(column, centre if many else None) for column, centre in zip(drawn.T, centres, strict=True)]
+
+
+def _spread(drawn: np.ndarray, centre: float | None) -> Interval:
+    """Return the middle 95 % of draws, or 1.96 of their standard deviations about a centre."""
     finite = drawn[np.isfinite(drawn)]
     if len(finite) < 2:
         return float("nan"), float("nan")
-    if many:
-        centre, slack = value(held), 1.96 * float(finite.std(ddof=1))
+    if centre is not None:
+        slack = 1.96 * float(finite.std(ddof=1))
         return centre - slack, centre + slack
     low, high = np.quantile(finite, [0.025, 0.975])
     return float(low), float(high)

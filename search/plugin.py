@@ -15,7 +15,6 @@ from mtl_bento_search.run import Run
 commands: list[click.Command] = [inspect_command, search_command, report_command, evaluate_command, example_command]
 
 
-
 def trial_model(run: str | os.PathLike[str], trial: str) -> Model:
     """Return the model of one trial of a run; see `Run.trial_model`."""
     return Run(run).trial_model(trial)

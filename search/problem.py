@@ -64,7 +64,7 @@ def make_problem(
     config = _with_found_split(config, table, roles)
     targets = _known_targets(config, table)
     weights = _row_weights(config, table)
-    notes = [] if config.split.kind == "random" or roles is not None else [f"split by column {config.split.column!r}"]
+    notes = [] if config.split.kind == "random" or roles is not None else [f"by column {config.split.column!r}"]
     service = {c for c in (config.sample_weight, config.split.column) if c is not None}
     coarse = [_coarse(table[name], name) for name in targets]
     protocol = make_protocol(config.split, table, coarse, seed=config.search.seed, roles=roles)
@@ -98,7 +98,7 @@ def make_task(name: str, options: Mapping[str, Any], values: pa.ChunkedArray) ->
 
 
 def infer_task(values: pa.ChunkedArray) -> str:
-    """Return the task kind of a target: two labels are binary, text and few whole numbers multiclass, else regression."""
+    """Return the task kind of a target: two labels binary, text and few whole numbers multiclass, else regression."""
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     distinct = len(pc.unique(values.drop_null()))
     whole = pa.types.is_integer(kind) or (
@@ -158,7 +158,7 @@ def _known_targets(config: Config, table: pa.Table) -> dict[str, dict[str, Any]]
     for name in config.targets:
         if name not in table.column_names:
             raise SpecError(
-                f"There is no column {name!r} for a target{nearest(name, table.column_names)} "
+                f"There is no column {name!r} for a target{nearest(name, table.column_names) or '.'} "
                 f"Columns: {listing(table.column_names)}."
             )
     if not config.targets:
@@ -198,7 +198,8 @@ def _check_splits(tasks: Sequence[Task[Any]], table: pa.Table, protocol: Protoco
         for words, rows in parts:
             if labelled[rows].all():
                 raise SchemaError(
-                    f"Target {task.name!r} has no label in {words}; split otherwise (`split:` in mtl.yaml), or leave it out."
+                    f"Target {task.name!r} has no label in {words}; "
+                    "split otherwise (`split:` in mtl.yaml), or leave it out."
                 )
 
 
@@ -208,7 +209,7 @@ def _row_weights(config: Config, table: pa.Table) -> np.ndarray | None:
     if name is None:
         return None
     if name not in table.column_names:
-        raise SpecError(f"sample_weight: there is no column {name!r}{nearest(name, table.column_names)}")
+        raise SpecError(f"sample_weight: there is no column {name!r}{nearest(name, table.column_names) or '.'}")
     weights = floats(tables.plain(table[name]), name).ravel().astype(np.float64)
     bad = ~(weights >= 0)
     if bad.any():

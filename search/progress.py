@@ -36,7 +36,7 @@ class Progress:
 
 
 class Terminal(Progress):
-    """A live line with the phase, the time left, the trials done and the best gain so far; plain lines without a terminal."""
+    """A live line with phase, time, trials done and best gain so far; plain lines where there is no terminal."""
 
     def __init__(
         self, console: Console, *, timeout_s: float | None, n_trials: int | None, elapsed_s: float = 0.0

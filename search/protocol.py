@@ -91,7 +91,8 @@ def _given(
         return Protocol(((develop, valid),), test, tuple(notes), "column")
     if len(valid):
         notes.append(
-            f"the {len(valid):,} validation rows are too few to choose by, they join the folds (`split: {{folds: 0}}` keeps them apart)"
+            f"the {len(valid):,} validation rows are too few to choose by, they join the folds "
+            "(`split: {folds: 0}` keeps them apart)"
         )
     return _develop(spec, table, develop, test, labels, seed, notes, kind="column")
 
@@ -239,7 +240,7 @@ def _column(spec: SplitSpec, table: pa.Table) -> str:
         raise SpecError(f"split: kind {spec.kind} needs `column`, the name of the column that holds it.")
     if spec.column not in table.column_names:
         raise SpecError(
-            f"split: there is no column {spec.column!r}{nearest(spec.column, table.column_names)} "
+            f"split: there is no column {spec.column!r}{nearest(spec.column, table.column_names) or '.'} "
             f"Columns: {listing(table.column_names)}."
         )
     return spec.column

@@ -127,7 +127,7 @@ class Run:
     @staticmethod
     def _trial_number(trial: int | str, complete: dict[int, Any]) -> int:
         if trial == "best":
-            return max(complete.values(), key=lambda t: (t.value, -t.number)).number
+            return int(max(complete.values(), key=lambda t: (t.value, -t.number)).number)
         try:
             return int(trial)
         except ValueError:
@@ -175,7 +175,8 @@ class Folder:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
         if changed := difference(held, spec):
             raise RunError(
-                f"{self.path} holds a run with another {changed}. Continue it with its own, or start anew: --out {self.path}-2."
+                f"{self.path} holds a run with another {changed}. "
+                f"Continue it with its own, or start anew: --out {self.path}-2."
             )
         return True
 
@@ -257,9 +258,15 @@ class Clock:
     """Active wall time of a run over all its sittings, and how it divides into phases."""
 
     def __init__(
-        self, *, timeout_s: float | None, elapsed_s: float = 0.0, phases: dict[str, float] | None = None
+        self,
+        *,
+        timeout_s: float | None,
+        elapsed_s: float = 0.0,
+        phases: dict[str, float] | None = None,
+        started: float | None = None,
     ) -> None:
-        self._start = time.monotonic() - elapsed_s
+        """`started` is the `time.monotonic()` at which this sitting began, now by default."""
+        self._start = (time.monotonic() if started is None else started) - elapsed_s
         self.timeout_s = timeout_s
         self.phases = dict(phases or {})
 

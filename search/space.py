@@ -112,7 +112,8 @@ class Space:
             if not held:
                 allowed = dict.fromkeys(slot.partition(".")[0] if s.task else slot for slot, s in self._slots.items())
                 raise SpecError(
-                    f"space: there is no parameter {name!r}{nearest(name, allowed)} Allowed: {listing(allowed, most=30)}."
+                    f"space: there is no parameter {name!r}{nearest(name, allowed) or '.'} "
+                    f"Allowed: {listing(allowed, most=30)}."
                 )
             exact |= {slot: domain for slot in held if slot == name or slot not in given}
         return {

@@ -42,8 +42,8 @@ SEEDS = 3
 """Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
 REFERENCE_SHARE = 0.3
 """Most of a timeout that the references may take; beyond it, every budget of steps is shortened."""
-REPORT_S = 5.0
-"""Seconds kept back for the test, the report and the model."""
+REPORT_S, REPORT_SHARE = 4.0, 0.03
+"""Seconds, and share of the timeout, kept back for the test, the report and the model."""
 
 
 @dataclass
@@ -104,6 +104,10 @@ class Driver:
         """Members of a configuration: one a split."""
         return len(self.dataset.splits)
 
+    def deadline(self, reserve_s: float = 0.0) -> float:
+        """Return the `time.monotonic()` by which training must end, `reserve_s` earlier than the report needs."""
+        return self.clock.deadline(REPORT_S + REPORT_SHARE * (self.clock.timeout_s or 0.0) + reserve_s)
+
     # -- references ---------------------------------------------------------------------------------------------
 
     def references(self) -> References:
@@ -124,7 +128,7 @@ class Driver:
         at_rungs: dict[int, list[float]] = {}
         started = time.monotonic()
         for goal in marks:
-            whole = trip.advance(goal, reference=None, deadline=self.clock.deadline(REPORT_S))
+            whole = trip.advance(goal, reference=None, deadline=self.deadline())
             held = trip.members()
             at_rungs[goal] = np.mean([held[p][0].losses[held[p][1]] for p in own], axis=0).tolist()
             if not whole:
@@ -196,7 +200,7 @@ class Driver:
     def search(self, references: References, *, n_trials: int | None) -> None:
         """Ask rounds of trials until `n_trials` are told, the time is up, or somebody interrupts."""
         self._forget_the_dead()
-        deadline = self.clock.deadline(REPORT_S + float(self.folder.read_state().get("finals_s", 0.0)))
+        deadline = self.deadline(float(self.folder.read_state().get("finals_s", 0.0)))
         if self.n_told() == 0:
             self._tell_default(references)
         while not self.interrupted and time.monotonic() < deadline:
@@ -333,7 +337,7 @@ class Driver:
             trial.set_user_attr("worst_ratio", ratio)
 
     def _valid_metrics(self, members: tuple[Trained, ...]) -> dict[str, float]:
-        """Return `val.<task>.<metric>` of a configuration on its validation rows, each by the member that did not learn it."""
+        """Return `val.<task>.<metric>` of a configuration on its validation rows, none judged by who learned it."""
         answered = select.out_of_fold(select.Candidate("", members), self.dataset)
         rows = select.validation_rows(self.dataset)
         found = {}
@@ -377,9 +381,7 @@ class Driver:
             spec = self.candidate(best.number)[1]
             members = [m for name in names for m in self._members(alone(spec, name, names), "final", best.number, name)]
             trip = Round(members, self.executor, seed=stable_seed(self.seed, "finals", best.number))
-            whole = not self.interrupted and trip.advance(
-                spec.training.steps, reference=None, deadline=self.clock.deadline(REPORT_S)
-            )
+            whole = not self.interrupted and trip.advance(spec.training.steps, reference=None, deadline=self.deadline())
             if not whole:
                 return singles
             held = trip.members()

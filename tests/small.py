@@ -22,7 +22,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def make_table(n: int = 600, *, seed: int = 0) -> pa.Table:
-    """Return a table whose columns have names in several scripts, missing cells, and four targets that can be learned."""
+    """Return a table with names in several scripts, missing cells, and four targets that can be learned."""
     rng = np.random.default_rng(seed)
     age = rng.normal(40, 12, n)
     weight = rng.gamma(8, 10, n)
@@ -89,5 +89,3 @@ def network_spec(dataset: Dataset, trunk: object | None = None, **heads: int) ->
         trunk=trunk or MLPSpec(width=32, dropout=0.0),
         heads={task.name: DenseHeadSpec(width=width) for task, width in zip(dataset.tasks, widths, strict=True)},
     )
-
-

@@ -43,7 +43,7 @@ class Column(Spec):
 
     @abstractmethod
     def encode(self, values: pa.ChunkedArray) -> np.ndarray:
-        """Return the cells as an array [B, F]; raises SchemaError naming row, column and value of the first bad cell."""
+        """Return the cells as an array [B, F]; raises SchemaError naming row and value of the first bad cell."""
 
     @abstractmethod
     def wire_type(self) -> Any:

@@ -47,7 +47,7 @@ class Task(ABC, Generic[AnySpec]):
         if spec.metric is not None and spec.metric not in self.metrics:
             raise SpecError(
                 f"Target {spec.name!r}: there is no metric {spec.metric!r} for a {spec.kind} target"
-                f"{nearest(spec.metric, self.metrics)} Allowed: {listing(self.metrics)}."
+                f"{nearest(spec.metric, self.metrics) or '.'} Allowed: {listing(self.metrics)}."
             )
 
     @property

@@ -59,7 +59,8 @@ class LevelsTask(Task[AnySpec]):
             raise SchemaError(_unknown_label(spec.name, unknown[0], levels))
         if len(firsts) < 2:
             raise SchemaError(
-                f"Target {spec.name!r} is {firsts[0][1]!r} in every training row; there is nothing to learn, leave it out."
+                f"Target {spec.name!r} is {firsts[0][1]!r} in every training row; "
+                "there is nothing to learn, leave it out."
             )
         levels = cls.arrange(spec, levels)
         counts = dict(zip([text for text, _ in firsts], np.bincount(places[places >= 0]).tolist(), strict=True))
@@ -167,7 +168,8 @@ def _class_weights(spec: LevelsSpec, texts: list[str]) -> Tensor | None:
     for label in given:
         if label not in texts:
             raise SpecError(
-                f"Target {spec.name!r}: class_weight names {label!r}{nearest(label, texts)} Its labels: {listing(texts)}."
+                f"Target {spec.name!r}: class_weight names {label!r}{nearest(label, texts) or '.'} "
+                f"Its labels: {listing(texts)}."
             )
     return torch.tensor([given.get(label, 1.0) for label in texts])
 

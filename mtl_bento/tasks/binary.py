@@ -30,7 +30,7 @@ class Binary(LevelsTask[BinarySpec]):
 
     @classmethod
     def arrange(cls, spec: BinarySpec, levels: tuple[Label, ...]) -> tuple[Label, ...]:
-        """Return the two levels, the negative first; SchemaError where there are not two or `positive` is none of them."""
+        """Return the two levels, the negative first; SchemaError where there are not two, or others."""
         if len(levels) != 2:
             raise SchemaError(
                 f"Target {spec.name!r} has {len(levels)} different labels ({listing(map(repr, levels), most=5)}); "
@@ -41,7 +41,8 @@ class Binary(LevelsTask[BinarySpec]):
         last = [level for level in levels if text_of(level) == text_of(spec.positive)]
         if not last:
             raise SchemaError(
-                f"Target {spec.name!r}: positive {spec.positive!r} is not one of its labels ({listing(map(repr, levels))})."
+                f"Target {spec.name!r}: positive {spec.positive!r} is not one of its labels "
+                f"({listing(map(repr, levels))}); correct it."
             )
         return (*(level for level in levels if level is not last[0]), last[0])
 

@@ -34,7 +34,7 @@ class Regression(Task[RegressionSpec]):
 
     @classmethod
     def fit(cls, spec: RegressionSpec, values: pa.ChunkedArray) -> RegressionSpec:
-        """Return the spec with mean, spread and dtype of the labels; SchemaError where they are no numbers or constant."""
+        """Return the spec with mean, spread and dtype of the labels; SchemaError where they are no numbers or one."""
         numbers = _numbers(spec.name, values)
         known = numbers[~np.isnan(numbers)]
         if not len(known):

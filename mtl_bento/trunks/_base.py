@@ -62,7 +62,7 @@ class Trunk(Stacked, Generic[AnySpec]):
 
     @abstractmethod
     def forward(self, features: Tensor) -> Sequence[Tensor]:
-        """features [K or 1, B, F] -> one state per task, T of [K, M, B, D]; tasks that share a state get the same one."""
+        """features [K or 1, B, F] -> one state per task, T of [K, M, B, D]; shared ones are one object."""
 
 
 TRUNKS: Registry[Trunk[Any]] = Registry("trunk", package="mtl_bento.trunks", group="mtl_bento.trunks")

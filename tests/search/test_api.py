@@ -85,9 +85,16 @@ def test_the_study_reads_well_in_optunas_own_tools(run: Run) -> None:
     assert set(study.user_attrs["single_task_losses"]) == set(TARGETS)
     assert len(study.trials) == 6
     best = study.best_trial
-    assert {"trunk", "width", "shared_depth", "lr", "weight_decay", "dropout", "loss_weight.分类", "head_width.income"} <= set(
-        best.params
-    )
+    assert {
+        "trunk",
+        "width",
+        "shared_depth",
+        "lr",
+        "weight_decay",
+        "dropout",
+        "loss_weight.分类",
+        "head_width.income",
+    } <= set(best.params)
     assert {f"gain.{name}" for name in TARGETS} <= set(best.user_attrs)
     assert "val.income.roc_auc" in best.user_attrs
     assert best.user_attrs["n_params"] > 0
@@ -153,7 +160,15 @@ def test_one_complete_trial_can_be_packaged_and_a_pruned_one_is_refused(run: Run
 
 
 def test_one_trial_with_everything_fixed_trains_exactly_one_configuration(tmp_path: Path) -> None:
-    fixed = {"width": 8, "shared_depth": 1, "dropout": 0, "lr": 1e-2, "weight_decay": 0, "head_width": 4, "loss_weight": 1}
+    fixed = {
+        "width": 8,
+        "shared_depth": 1,
+        "dropout": 0,
+        "lr": 1e-2,
+        "weight_decay": 0,
+        "head_width": 4,
+        "loss_weight": 1,
+    }
     held = {"trunk": ["mlp"], "space": {**fixed, "steps": 32, "batch_size": 64}}
     run = small_search(tmp_path / "one", n_trials=1, search=held)
     (trial,) = run.study.trials
@@ -266,7 +281,8 @@ import sys
 sys.path.insert(0, {tests!r})
 from small import TARGETS
 import mtl_bento as mb
-mb.search({table!r}, targets=TARGETS, out={out!r}, timeout="120s", split={{"folds": 0}}, search={{"space": {{"steps": 64}}}})
+small = {{"space": {{"steps": 64}}}}
+mb.search({table!r}, targets=TARGETS, out={out!r}, timeout="120s", split={{"folds": 0}}, search=small)
 """
 
 

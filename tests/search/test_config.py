@@ -47,7 +47,10 @@ def test_an_unknown_task_kind_lists_the_kinds() -> None:
     ("raw", "words"),
     [
         ({"targets": {"y": None}, "tragets": 1}, r"tragets is not a known key; did you mean 'targets'\?"),
-        ({"targets": {"y": None}, "search": {"n_trial": 3}}, r"search.n_trial is not a known key; did you mean 'n_trials'"),
+        (
+            {"targets": {"y": None}, "search": {"n_trial": 3}},
+            r"search.n_trial is not a known key; did you mean 'n_trials'",
+        ),
         ({"targets": {"y": None}, "split": {"kind": "tme"}}, "split.kind"),
         ({"targets": {"y": None}, "search": {"n_trials": 0}}, "search.n_trials"),
     ],

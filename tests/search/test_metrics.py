@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_bento.tasks._base import TASKS
-from mtl_bento_search.metrics import METRICS, interval, measure
+from mtl_bento_search.metrics import METRICS, interval, measure, paired_intervals
 
 TRUTH = np.array([0, 0, 1, 1, -1])
 SCORED = np.array([[0.9, 0.1], [0.4, 0.6], [0.65, 0.35], [0.2, 0.8], [0.0, 1.0]])
@@ -56,11 +56,11 @@ def test_a_paired_interval_is_positive_where_the_first_is_better_whichever_way_t
     truth = rng.normal(size=400)
     good, bad = truth + rng.normal(0, 0.1, 400), truth + rng.normal(0, 1.0, 400)
     for name in ("rmse", "r2"):
-        low, high = interval(name, truth, good, bad)
+        low, high = paired_intervals(name, truth, good, bad)[1]
         assert 0 < low < high
-        low, high = interval(name, truth, bad, good)
+        low, high = paired_intervals(name, truth, bad, good)[1]
         assert low < high < 0
-    assert interval("rmse", truth, good, good) == (0.0, 0.0)
+    assert paired_intervals("rmse", truth, good, good)[1] == (0.0, 0.0)
 
 
 def test_an_interval_covers_about_as_often_as_it_says() -> None:

@@ -30,7 +30,9 @@ def test_the_worst_ratio_is_that_of_the_task_that_lost_most() -> None:
 
 def test_any_study_can_optimise_it_without_our_driver(dataset: Dataset) -> None:
     names = [task.name for task in dataset.tasks]
-    space = Space(list(dataset.inputs.columns), names, trunks=["mlp"], domains={"width": [8, 16]}, batch_size=64, steps=32)
+    space = Space(
+        list(dataset.inputs.columns), names, trunks=["mlp"], domains={"width": [8, 16]}, batch_size=64, steps=32
+    )
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(Objective(dataset, space), n_trials=2)
     assert len(study.trials) == 2

@@ -9,7 +9,9 @@ import optuna
 from mtl_bento_search.pruning import ROUND, RoundPruner
 
 
-def study_of(values: list[float], *, rounds: list[int] | None = None, step: int = 10) -> tuple[optuna.Study, list[optuna.Trial]]:
+def study_of(
+    values: list[float], *, rounds: list[int] | None = None, step: int = 10
+) -> tuple[optuna.Study, list[optuna.Trial]]:
     study = optuna.create_study(direction="maximize", pruner=RoundPruner(keep=()))
     trials = [study.ask() for _ in values]
     for trial, value, number in zip(trials, values, rounds or [0] * len(values), strict=True):

@@ -33,7 +33,12 @@ def test_stacks_are_smaller_where_members_are_larger(small_network: NetworkSpec)
 
 
 def test_members_are_packed_by_kind_and_size_deepest_first(small_network: NetworkSpec) -> None:
-    trunks = [MLPSpec(width=64), TabMSpec(width=16), MLPSpec(width=16, shared_depth=1), MLPSpec(width=16, shared_depth=3)]
+    trunks = [
+        MLPSpec(width=64),
+        TabMSpec(width=16),
+        MLPSpec(width=16, shared_depth=1),
+        MLPSpec(width=16, shared_depth=3),
+    ]
     members = [member(small_network, trunk, seed=i) for i, trunk in enumerate(trunks)]
     packed = pack(members, seed=0, n_workers=1)
     assert sorted(place for places, _ in packed for place in places) == [0, 1, 2, 3]
@@ -85,7 +90,9 @@ def test_processes_train_what_this_process_trains(dataset: Dataset, small_networ
     for (places, _), done in zip(stacks, local, strict=True):
         for k, place in enumerate(places):
             stack, row = packed[place]
-            torch.testing.assert_close(torch.tensor(stack.losses[row]), torch.tensor(done.losses[k]), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                torch.tensor(stack.losses[row]), torch.tensor(done.losses[k]), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_a_passed_deadline_stops_training_and_says_so(dataset: Dataset, small_network: NetworkSpec) -> None:

@@ -80,7 +80,15 @@ def test_everything_fixed_leaves_nothing_to_search() -> None:
         ["numeric"],
         TASKS,
         trunks=["mlp"],
-        domains={"width": 32, "shared_depth": 1, "dropout": 0, "lr": 1e-3, "weight_decay": 0, "head_width": 0, "loss_weight": 1},
+        domains={
+            "width": 32,
+            "shared_depth": 1,
+            "dropout": 0,
+            "lr": 1e-3,
+            "weight_decay": 0,
+            "head_width": 0,
+            "loss_weight": 1,
+        },
     )
     assert held.distributions == {}
     assert held.defaults() == {}
@@ -110,7 +118,7 @@ def test_what_the_space_does_not_allow_is_named(domains: dict[str, object], word
 
 
 def test_a_range_must_ascend_and_a_log_range_start_above_zero() -> None:
-    with pytest.raises(SpecError, match="low 0.5 must be below high 0.1"):
+    with pytest.raises(SpecError, match=r"low 0\.5 must be below high 0\.1"):
         space(dropout=Choice(low=0.5, high=0.1))
     with pytest.raises(SpecError, match="must start above 0"):
         space(weight_decay=Choice(low=0, high=0.1))
