@@ -531,6 +531,9 @@ def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int)
         _same_shape(head(state[:, :, :b]), (n, inner, b, n_outputs), "outputs must be [K, M, B, O]")
     _check_apart(head, state, rows_in=2, rows_out=2, members_out=0)
     _check_gradients(head, head, state)
+    other = build(specs, fan_in, n_outputs + 2, inner, _generators(n)).double().eval()
+    for one, alone in zip(head.together([head, other, head], state), (head, other, head), strict=True):
+        _close(one, alone(state), "heads of one state must answer together as they do alone")
     changed = state.clone()
     changed[:, 0] += 1
     _close(head(changed)[:, 1:], head(state)[:, 1:], "TabM's inner members must not see each other")

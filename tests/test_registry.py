@@ -69,7 +69,7 @@ def test_an_unknown_kind_that_is_near_nothing_is_refused_in_whole_sentences() ->
 
 
 def test_a_spec_without_a_kind_is_refused() -> None:
-    with pytest.raises(UnknownKindError, match="There is no trunk 'None'.* Allowed: mlp"):
+    with pytest.raises(UnknownKindError, match=r"There is no trunk 'None'.* Allowed: mlp"):
         TRUNKS.parse({})
 
 
@@ -94,7 +94,7 @@ def test_an_unknown_key_is_named_with_the_nearest() -> None:
 
 def test_a_kind_given_by_its_name_alone_is_refused_in_one_line() -> None:
     # It raised AttributeError: 'str' object has no attribute 'get'.
-    with pytest.raises(SpecError, match="trunk.*'mlp'"):
+    with pytest.raises(SpecError, match=r"trunk.*'mlp'"):
         NetworkSpec.model_validate({"encoders": {}, "trunk": "mlp", "heads": {}})
 
 
