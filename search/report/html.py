@@ -25,9 +25,9 @@ def text(value: object) -> Html:
     return Html(escape(shown, quote=True))
 
 
-def join(*children: Child) -> Html:
-    """Return pieces one after another."""
-    return Html("".join(_piece(child) for child in children))
+def join(*children: Child, by: str = "") -> Html:
+    """Return pieces one after another, with `by` between them."""
+    return Html(text(by).join(_piece(child) for child in children))
 
 
 def el(tag: str, *children: Child, **attributes: str | int | float | bool | None) -> Html:
@@ -45,9 +45,9 @@ def names(values: list[str], *, most: int = 40) -> Html:
     """Return names as a list in a sentence: "a, b and c", cut after `most`."""
     shown = [name(value) for value in values[:most]]
     if len(values) > most:
-        return join(Html(", ").join(shown), f" and {len(values) - most:,} more")
+        return join(join(*shown, by=", "), f" and {len(values) - most:,} more")
     head, tail = shown[:-1], shown[-1:]
-    return join(Html(", ").join(head), " and " if head else "", tail)
+    return join(join(*head, by=", "), " and " if head else "", tail)
 
 
 def prose(sentence: str) -> Html:

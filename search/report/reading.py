@@ -80,7 +80,7 @@ class Tested:
 
     @property
     def single_error(self) -> float:
-        """How far the single-task network is from perfect: 1 - score, or the error itself; NaN where that is nothing."""
+        """How far the single-task network is from perfect: 1 - score, or the error itself; NaN where it is not."""
         error = 1 - self.single if self.higher_is_better else self.single
         return error if error > 0 else math.nan
 

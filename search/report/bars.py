@@ -1,0 +1,82 @@
+"""Small bars beside figures: the interval of a difference, importance of hyperparameters, where the time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+
+from mtl_bento_search.report.axes import Scale, picture
+from mtl_bento_search.report.html import Html, el, join, name
+from mtl_bento_search.report.reading import Tested, known
+from mtl_bento_search.report.words import duration, percent, verdict
+
+MOST_IMPORTANT = 15
+"""Hyperparameters shown."""
+FOREST_WIDTH, FOREST_HEIGHT = 150, 26
+NOISIEST = 4.0
+"""Intervals longer than so many times the median one are cut, so that one noisy target does not flatten the others."""
+
+
+def forest_reach(tested: list[Tested]) -> float:
+    """Return the share of the single-task error at either end of the interval bars; NaN where there is none."""
+    reaches = [max(abs(v) for v in bounds) for task in tested if (bounds := known(task.relative))]
+    reaches = [reach for reach in reaches if reach > 0]
+    return min(max(reaches), NOISIEST * median(reaches)) * 1.05 if reaches else math.nan
+
+
+def forest_bar(task: Tested, reach: float) -> Html | None:
+    """Return the interval of a task's difference around zero, better to the right; None where there is none."""
+    low, middle, high = task.relative
+    if task.served_by == task.compared_with or not known([low + high]) or math.isnan(reach):
+        return None
+    across, y = Scale(-reach, reach, 4, FOREST_WIDTH - 4), FOREST_HEIGHT / 2
+    zero = el("path", d=f"M{across(0)} 1V{FOREST_HEIGHT - 1}", class_="zero")
+    bar = el("path", d=f"M{across.clamped(low)} {y}H{across.clamped(high)}", class_="bar")
+    ends = [_end(across, value, reach, y) for value in (low, high)]
+    dot = el("circle", cx=across.clamped(middle), cy=y, r=4, class_="mark")
+    label = f"{percent(middle)} of the single-task network's error, 95 % interval {percent(low)} to {percent(high)}"
+    tone = f"plot forest {verdict(task.verdict).tone}"
+    drawn = [zero, bar, *ends, dot] if low != high else [zero, dot]
+    return picture(*drawn, label=label, width=FOREST_WIDTH, height=FOREST_HEIGHT, class_=tone)
+
+
+def _end(across: Scale, value: float, reach: float, y: float) -> Html:
+    at = across.clamped(value)
+    if abs(value) <= reach:
+        return el("path", d=f"M{at} {y - 4}v8", class_="bar")
+    way = math.copysign(5, value)
+    return el("path", d=f"M{at - way:g} {y - 4}l{way:g} 4l{-way:g} 4", class_="bar")
+
+
+def importance(shares: Mapping[str, float]) -> Html:
+    """Return the hyperparameters by importance, each with a bar."""
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    most = max((share for _, share in ranked), default=1.0) or 1.0
+    rows = [_bar_row(name(label), share / most, percent(share).lstrip("+")) for label, share in ranked[:MOST_IMPORTANT]]
+    if rest := ranked[MOST_IMPORTANT:]:
+        total = sum(share for _, share in rest)
+        rows.append(_bar_row(f"{len(rest)} others together", total / most, percent(total).lstrip("+")))
+    return el("table", el("tbody", rows), class_="bars")
+
+
+def phases(seconds: Mapping[str, float]) -> Html:
+    """Return where the time went, each phase with a bar."""
+    total = sum(seconds.values()) or 1.0
+    rows = [
+        _bar_row(phase, spent / total, join(duration(spent), f" ({spent / total:.0%})"))
+        for phase, spent in seconds.items()
+    ]
+    return el("table", el("tbody", rows), class_="bars")
+
+
+def _bar_row(label: str, share: float, words: str) -> Html:
+    width = round(200 * min(max(share, 0.0), 1.0), 1)
+    bar = el(
+        "svg",
+        el("rect", x=0, y=2, width=width, height=10, rx=2),
+        viewBox="0 0 200 14",
+        aria_hidden="true",
+        class_="share",
+    )
+    return el("tr", el("th", label, scope="row"), el("td", bar), el("td", words, class_="num"))

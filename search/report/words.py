@@ -1,0 +1,262 @@
+"""How figures and verdicts are said: numbers, durations, and a sentence for each task."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mtl_bento_search.report.html import Html, el, join, name, names, text
+from mtl_bento_search.report.reading import Tested
+
+NOTHING = "–"
+"""What stands for a figure that could not be measured."""
+MINUS = "\u2212"
+MOST_SENTENCES = 6
+"""Tasks up to which each gets a sentence of its own; beyond, they are listed by verdict."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a verdict is shown."""
+
+    label: str
+    tone: str
+    """Class of the page's style sheet: the colour."""
+    mark: str
+    """A sign that says the same without colour."""
+
+
+VERDICTS = {
+    "better": Verdict("Sharing helped", "good", "▲"),
+    "worse": Verdict("Worse than single-task", "bad", "▼"),
+    "single-task kept": Verdict("Single-task kept", "kept", "◆"),
+    "no difference shown": Verdict("No difference shown", "even", "="),
+    "not measurable": Verdict("Not measurable", "even", "?"),
+}
+"""By the word in result.json, in the order in which they are told."""
+ALONE = {"better": "Search helped", "worse": "Worse than the defaults", "single-task kept": "Defaults kept"}
+"""With one task there is nothing to share: its network is compared with the one at the defaults."""
+
+
+def verdict(word: str, *, alone: bool = False) -> Verdict:
+    """Return how a verdict is shown; an unknown one shows its own word."""
+    held = VERDICTS.get(word, Verdict(word[:1].upper() + word[1:], "even", "·"))
+    return Verdict(ALONE[word], held.tone, held.mark) if alone and word in ALONE else held
+
+
+def figure(value: float, *, digits: int = 4) -> str:
+    """Return a number with so many significant digits: 0.9459, 0.7500, 1,234, 1.2e-07; a dash for NaN."""
+    if not math.isfinite(value):
+        return NOTHING
+    size = abs(value)
+    if size >= 10**digits:
+        shown = f"{value:,.0f}" if size < 1e9 else f"{value:.{digits - 1}e}"
+    elif size and size < 1e-4:
+        shown = f"{value:.{max(0, digits - 3)}e}"
+    else:
+        places = digits - 1 - (math.floor(math.log10(size)) if size else 0)
+        shown = f"{value:,.{max(0, places)}f}"
+    return (shown if float(shown.replace(",", "")) else "0").replace("-", MINUS, int(value < 0))
+
+
+def short(value: float) -> str:
+    """Return a number without the zeros at its end, for settings and axes: 0.1, 205, 2.15e-04, 1,000."""
+    if value.is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}".replace("-", MINUS)
+    shown = figure(value, digits=3)
+    return shown if "." not in shown or "e" in shown else shown.rstrip("0").rstrip(".")
+
+
+def signed(value: float, *, digits: int = 2) -> str:
+    """Return a difference with its sign: +0.0047, −1.2, 0."""
+    shown = figure(value, digits=digits)
+    return f"+{shown}" if value > 0 and shown != "0" else shown
+
+
+def percent(value: float) -> str:
+    """Return a gain: +8.7 %, −52 %."""
+    if not math.isfinite(value):
+        return NOTHING
+    size = abs(value) * 100
+    shown = f"{size:.0f}" if size >= 9.95 else f"{size:.1f}"
+    return _percent(value, shown)
+
+
+def percent_tick(value: float) -> str:
+    """Return a round gain at an axis: +5 %, 0 %, −2.5 %."""
+    return _percent(value, f"{abs(value) * 100:.4g}")
+
+
+def _percent(value: float, shown: str) -> str:
+    sign = "" if float(shown) == 0 else "+" if value > 0 else MINUS
+    return f"{sign}{shown if sign else '0'}\u00a0%"
+
+
+def between(low: float, high: float, *, difference: bool = False) -> str:
+    """Return an interval, both ends to the same decimals: "0.926 to 0.966", "−0.007 to +0.020"."""
+    if not math.isfinite(low) or not math.isfinite(high):
+        return NOTHING
+    first, last = (_rounded(v, like=max(abs(low), abs(high)), digits=2 if difference else 3) for v in (low, high))
+    plus = ("+" if difference and v > 0 and shown != "0" else "" for v, shown in ((low, first), (high, last)))
+    return f"{next(plus)}{first} to {next(plus)}{last}"
+
+
+def _rounded(value: float, *, like: float, digits: int) -> str:
+    """Return a number to the decimals that another shows with so many significant digits."""
+    shown = figure(like, digits=digits)
+    if "e" in shown:
+        return figure(value, digits=digits)
+    places = len(shown.partition(".")[2])
+    rounded = f"{value:,.{places}f}"
+    return rounded.replace("-", MINUS) if float(rounded.replace(",", "")) else "0"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as one reads them: 0.4 s, 42 s, 2 min 5 s, 1 h 20 min."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def clipped(label: str, most: int) -> str:
+    """Return a label cut to a width in Latin letters (of which a Chinese character takes two), with an ellipsis."""
+    if text_width(label) <= most:
+        return label
+    kept, width = [], 1
+    for character in label:
+        width += text_width(character)
+        if width > most:
+            break
+        kept.append(character)
+    return "".join(kept).rstrip(" ,") + "…"
+
+
+def wrapped(words: str, most: int) -> list[str]:
+    """Return words in lines of at most so many Latin letters, broken between words."""
+    lines: list[str] = []
+    for word in words.split():
+        if lines and text_width(lines[-1]) + 1 + text_width(word) <= most:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def text_width(label: str) -> int:
+    """Return how wide a label is, in Latin letters."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in label)
+
+
+def count(n: int, noun: str, *, plural: str | None = None) -> str:
+    """Return "1 trial", "2 trials", "1,000 trials"."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def spec(fields: Mapping[str, Any], *, skip: tuple[str, ...] = ("kind",)) -> str:
+    """Return the fields of a spec in words: "inner 8, dropout 0.1"."""
+    shown = {key.replace("_", " "): value for key, value in fields.items() if key not in skip and value is not None}
+    return ", ".join(f"{key} {short(value) if isinstance(value, float) else value}" for key, value in shown.items())
+
+
+def direction(*, higher_is_better: bool) -> str:
+    """Return which way a metric points, in words."""
+    return "higher is better" if higher_is_better else "lower is better"
+
+
+def headline(tested: list[Tested]) -> Html:
+    """Return what the test says of all tasks together."""
+    groups = by_verdict(tested)
+    if len(tested) == 1:
+        return _one(tested[0])
+    total, sentences = len(tested), []
+    for word, held in groups.items():
+        who = names([task.name for task in held]) if len(held) <= 3 and total <= 8 else _so_many(len(held), total)
+        sentences.append(join(_SUMMARY.get(word, f"{verdict(word).label}: "), who, "."))
+    return join(*sentences, by=" ")
+
+
+def by_verdict(tested: list[Tested]) -> dict[str, list[Tested]]:
+    """Return the tasks by their verdict, in the order in which verdicts are told."""
+    words = [*VERDICTS, *dict.fromkeys(task.verdict for task in tested if task.verdict not in VERDICTS)]
+    found = {word: [task for task in tested if task.verdict == word] for word in words}
+    return {word: held for word, held in found.items() if held}
+
+
+_SUMMARY = {
+    "better": "Sharing helped ",
+    "worse": "This model is worse than a single-task network on ",
+    "single-task kept": "A single-task network was better on validation rows and is kept for ",
+    "no difference shown": "The test rows show no difference to single-task networks for ",
+    "not measurable": "The metric cannot be measured on these test rows for ",
+}
+"""Said of the tasks of a verdict together."""
+
+
+def _so_many(n: int, total: int) -> str:
+    return f"all {total} targets" if n == total else f"{n} of {total} targets"
+
+
+def _one(task: Tested) -> Html:
+    words = {
+        "better": "The search helped: the chosen network is better than the network at the defaults.",
+        "worse": "The chosen network is worse on the test rows than the network at the defaults.",
+        "single-task kept": "The network at the defaults is kept.",
+        "no difference shown": "The test rows show no difference between the chosen network and the defaults.",
+        "not measurable": "The metric cannot be measured on these test rows.",
+    }
+    return text(words.get(task.verdict, f"{verdict(task.verdict).label}."))
+
+
+def sentence(task: Tested, *, alone: bool = False) -> Html:
+    """Return what the test says of one task."""
+    other = "the network at the defaults" if alone else "its single-task network"
+    value = figure(task.ours)
+    if task.verdict == "single-task kept":
+        served = "at the defaults" if alone else "from its single-task network"
+        body = f"{task.metric} {value} on {count(task.n_test, 'test row')}, answered {served}."
+    elif task.verdict == "not measurable":
+        body = f"{task.metric} is not defined on its {count(task.n_test, 'test row')}."
+    else:
+        body = f"{task.metric} {value}, {other} {figure(task.single)}: {_compared(task)}"
+    return join(el("strong", name(task.name)), " – ", body)
+
+
+def _compared(task: Tested) -> str:
+    size = figure(abs(task.difference), digits=2)
+    bounds = f"95 % interval {between(task.lower, task.upper, difference=True)}"
+    if task.verdict == "better":
+        return f"better by {size} ({bounds})."
+    if task.verdict == "worse":
+        return f"worse by {size} ({bounds})."
+    way = "better" if task.difference > 0 else "worse"
+    said = "no difference" if size == "0" else f"{size} {way}, which may be chance"
+    return f"{said} ({bounds})."
+
+
+def who_serves(task: Tested, *, alone: bool = False) -> str:
+    """Return who answers a task, in words."""
+    if task.served_by != task.compared_with:
+        return f"shared network, {task.served_by}" if not alone else task.served_by
+    return f"network {_where(task)}" if alone else f"single-task network {_where(task)}"
+
+
+def compared_with(task: Tested) -> str:
+    """Return at which configuration the single-task network stands, in words."""
+    return _where(task)
+
+
+def _where(task: Tested) -> str:
+    """Return "at trial 8" or "at the defaults" out of "single-task NAME at trial 8"."""
+    return task.compared_with.removeprefix(f"single-task {task.name}").strip() or "at the defaults"
