@@ -8,7 +8,7 @@ from statistics import median
 
 from mtl_bento_search.report.axes import Scale, picture
 from mtl_bento_search.report.html import Html, el, join, name
-from mtl_bento_search.report.reading import Tested, known
+from mtl_bento_search.report.reading import Comparison, known
 from mtl_bento_search.report.words import duration, percent, verdict
 
 MOST_IMPORTANT = 15
@@ -18,14 +18,14 @@ NOISIEST = 4.0
 """Intervals longer than so many times the median one are cut, so that one noisy target does not flatten the others."""
 
 
-def forest_reach(tested: list[Tested]) -> float:
+def forest_reach(tested: list[Comparison]) -> float:
     """Return the share of the single-task error at either end of the interval bars; NaN where there is none."""
     reaches = [max(abs(v) for v in bounds) for task in tested if (bounds := known(task.relative))]
     reaches = [reach for reach in reaches if reach > 0]
     return min(max(reaches), NOISIEST * median(reaches)) * 1.05 if reaches else math.nan
 
 
-def forest_bar(task: Tested, reach: float) -> Html | None:
+def forest_bar(task: Comparison, reach: float) -> Html | None:
     """Return the interval of a task's difference around zero, better to the right; None where there is none."""
     low, middle, high = task.relative
     if task.served_by == task.compared_with or not known([low + high]) or math.isnan(reach):

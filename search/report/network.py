@@ -7,19 +7,17 @@ target that are built alike are drawn together, a line each.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mtl_bento_search.report.axes import picture
+from mtl_bento_search.report.boxes import LETTER, box, down, flow, layers, lines, output
 from mtl_bento_search.report.html import Html, el, join
 from mtl_bento_search.report.words import clipped, count, spec, wrapped
 
 MOST_HEADS = 40
 """Targets drawn in one frame; the rest is counted."""
-LETTER = 7.4
-"""Width of a Latin letter at 13 px, on the wide side."""
 ROW = 34
 """Height of a head."""
 WIDE, TALL = 1000, 370
@@ -130,48 +128,6 @@ def _head_words(head: Mapping[str, Any]) -> str:
     return str(head.get("kind", "head")) if width is None else f"hidden {width}" if width else "linear"
 
 
-# -- marks --------------------------------------------------------------------------------------------------------
-
-
-def _box(x: float, y: float, w: float, h: float, style: str, *lines: str) -> Html:
-    """Return a box with lines of text in it, each cut to the box; the first stands out."""
-    room, gap = int((w - 16) / LETTER), 17
-    top = y + h / 2 - gap * (len(lines) - 1) / 2 + 4.5
-    words = [
-        el("text", clipped(line, room), x=x + 8, y=round(top + gap * i, 1), class_="first" if i == 0 else "more")
-        for i, line in enumerate(lines)
-    ]
-    return join(el("rect", x=x, y=y, width=w, height=h, rx=6, class_=f"box {style}"), words)
-
-
-def _flow(*points: tuple[float, float], arrow: bool = True) -> Html:
-    """Return a smooth line from the first point to the last, across or downwards."""
-    (x, y), (to_x, to_y) = points
-    half = (x + to_x) / 2
-    path = f"M{x:g} {y:g}C{half:g} {y:g} {half:g} {to_y:g} {to_x:g} {to_y:g}"
-    tip = el("path", d=f"M{to_x - 5:g} {to_y - 4:g}l5 4-5 4", class_="flow") if arrow else None
-    return join(el("path", d=path, class_="flow"), tip)
-
-
-def _layers(x: float, y: float, w: float, h: float, trunk: Mapping[str, Any]) -> Html:
-    """Return a bar for each shared layer, taller where it is wider."""
-    depth, width = int(trunk.get("shared_depth", 1)), int(trunk.get("width", 64))
-    shown = min(depth, 12)
-    tall = h * min(1.0, max(0.3, math.log2(max(2, width)) / 10))
-    step = min(22.0, w / shown)
-    first = x + (w - step * (shown - 1)) / 2
-    top, tall = round(y + (h - tall) / 2, 1), round(tall, 1)
-    places = [round(first + step * i - 4, 1) for i in range(shown)]
-    return join(*(el("rect", x=at, y=top, width=8, height=tall, rx=3, class_="layer") for at in places))
-
-
-def _output(x: float, y: float, w: float, task: str, kind: str) -> Html:
-    """Return a target's name with its kind below."""
-    tip = f"{task}, {kind}" if kind else task
-    label = el("text", clipped(task, int(w / LETTER)), x=x, y=y - 1 if kind else y + 4.5, class_="first", data_tip=tip)
-    return join(label, el("text", kind, x=x, y=y + 11, class_="small") if kind else None)
-
-
 # -- across -------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +137,7 @@ def _wide(blocks: Sequence[Block], frames: Sequence[Frame], kinds: Mapping[str, 
     heights = [_wide_height(len(blocks), frame) for frame in frames]
     total = sum(heights) + 16 * (len(frames) - 1) + 2
     top = max(1.0, (min(total, heights[0]) - step * len(blocks)) / 2 + 20)
-    inputs = [_box(1, top + step * i, 198, 50, "input", b.title, ", ".join(b.columns)) for i, b in enumerate(blocks)]
+    inputs = [box(1, top + step * i, 198, 50, "input", b.title, ", ".join(b.columns)) for i, b in enumerate(blocks)]
     places = [(199.0, top + step * i + 25) for i in range(len(blocks))]
     drawn, y = [], 1.0
     for frame, height in zip(frames, heights, strict=True):
@@ -233,14 +189,14 @@ def _wide_shared(
     middle, step = y + h / 2, 62
     first = middle - step * len(blocks) / 2 + 6
     encoders = [
-        _box(250, first + step * i, 168, 50, "encoder", f"{b.name} encoder", b.words) for i, b in enumerate(blocks)
+        box(250, first + step * i, 168, 50, "encoder", f"{b.name} encoder", b.words) for i, b in enumerate(blocks)
     ]
-    into = [_flow(place, (250, first + step * i + 25)) for i, place in enumerate(inputs)]
-    onto = [_flow((418, first + step * i + 25), (456, middle)) for i in range(len(blocks))]
+    into = [flow(place, (250, first + step * i + 25)) for i, place in enumerate(inputs)]
+    onto = [flow((418, first + step * i + 25), (456, middle)) for i in range(len(blocks))]
     trunk = join(
         el("rect", x=456, y=middle - 66, width=212, height=132, rx=6, class_="box trunk"),
-        _layers(456, middle - 62, 212, 46, frame.trunk),
-        _lines(464, middle + 2, 212, _trunk_lines(frame.trunk, 212)),
+        layers(456, middle - 62, 212, 46, frame.trunk),
+        lines(464, middle + 2, 212, _trunk_lines(frame.trunk, 212)),
     )
     start = middle - ROW * frame.n_rows / 2
     rows = [_wide_row(frame, task, kinds, start + ROW * (i + 0.5), middle) for i, task in enumerate(frame.shown)]
@@ -248,9 +204,9 @@ def _wide_shared(
 
 
 def _wide_row(frame: Frame, task: str, kinds: Mapping[str, str], y: float, middle: float) -> Html:
-    head = _box(706, y - 12, 88, 24, "head", _head_words(frame.heads[task]))
-    flows = join(_flow((668, middle), (706, y), arrow=False), _flow((794, y), (820, y)))
-    return join(flows, head, _output(826, y, WIDE - 836, task, kinds.get(task, "")))
+    head = box(706, y - 12, 88, 24, "head", _head_words(frame.heads[task]))
+    flows = join(flow((668, middle), (706, y), arrow=False), flow((794, y), (820, y)))
+    return join(flows, head, output(826, y, WIDE - 836, task, kinds.get(task, "")))
 
 
 def _wide_separate(
@@ -262,15 +218,15 @@ def _wide_separate(
     inputs: Sequence[tuple[float, float]],
 ) -> Html:
     """Return a line for each target: encoders, trunk and head of its own."""
-    into = [_flow(place, (234, y + h / 2), arrow=False) for place in inputs]
+    into = [flow(place, (234, y + h / 2), arrow=False) for place in inputs]
     rows = []
     for i, task in enumerate(frame.shown):
         at = y + ROW * (i + 0.5)
         rows.append(join(
-            _box(250, at - 12, 168, 24, "encoder", "own encoders"),
+            box(250, at - 12, 168, 24, "encoder", "own encoders"),
             el("rect", x=456, y=at - 12, width=212, height=24, rx=6, class_="box trunk"),
-            _layers(456, at - 10, 212, 20, frame.trunk),
-            _flow((418, at), (456, at)),
+            layers(456, at - 10, 212, 20, frame.trunk),
+            flow((418, at), (456, at)),
             _wide_row(frame, task, kinds, at, at),
         ))  # fmt: skip
     note = el("text", clipped(f"each trunk: {_trunk_words(frame.trunk)}", 98), x=250, y=y - 13, class_="more")
@@ -285,16 +241,6 @@ def _trunk_lines(trunk: Mapping[str, Any], width: float) -> list[str]:
     return [f"{trunk.get('kind', '')} trunk", *([size] if size else []), *others][:4]
 
 
-def _lines(x: float, y: float, w: float, lines: Sequence[str]) -> Html:
-    room = int((w - 16) / LETTER)
-    return join(
-        [
-            el("text", clipped(line, room), x=x, y=y + 17 * i, class_="first" if i == 0 else "more")
-            for i, line in enumerate(lines)
-        ]
-    )
-
-
 def _rest(frame: Frame, x: float, y: float) -> Html | None:
     more = len(frame.heads) - len(frame.shown)
     return el("text", f"and {more:,} more", x=x, y=y + 4.5, class_="more") if more else None
@@ -305,28 +251,28 @@ def _rest(frame: Frame, x: float, y: float) -> Html | None:
 
 def _tall(blocks: Sequence[Block], frames: Sequence[Frame], kinds: Mapping[str, str]) -> tuple[Html, int]:
     """Return the picture from top to bottom, and its height."""
-    inputs = [_box(1, 1 + 56 * i, TALL - 2, 48, "input", b.title, ", ".join(b.columns)) for i, b in enumerate(blocks)]
+    inputs = [box(1, 1 + 56 * i, TALL - 2, 48, "input", b.title, ", ".join(b.columns)) for i, b in enumerate(blocks)]
     y, drawn = 1.0 + 56 * len(blocks), []
     for frame in frames:
         body, height = _tall_frame(blocks, frame, kinds, y + 24)
-        drawn += [_down(TALL / 2, y - 6, y + 22), body]
+        drawn += [down(TALL / 2, y - 6, y + 22), body]
         y += 24 + height
     return join(inputs, drawn), int(y + 2)
 
 
 def _tall_frame(blocks: Sequence[Block], frame: Frame, kinds: Mapping[str, str], y: float) -> tuple[Html, float]:
-    words = _lines(14, y + 24, TALL, [frame.title, frame.detail])
+    words = lines(14, y + 24, TALL, [frame.title, frame.detail])
     at = y + 54
     encoders = "own encoders: " if frame.separate else "encoders: "
     parts = [
-        _box(12, at, TALL - 24, 30, "encoder", encoders + ", ".join(b.name for b in blocks)),
-        _down(TALL / 2, at + 30, at + 46),
+        box(12, at, TALL - 24, 30, "encoder", encoders + ", ".join(b.name for b in blocks)),
+        down(TALL / 2, at + 30, at + 46),
     ]
     at += 48
     parts += [
         el("rect", x=12, y=at, width=TALL - 24, height=80, rx=6, class_="box trunk"),
-        _layers(TALL - 132, at, 112, 80, frame.trunk),
-        _lines(20, at + 20, 232, _trunk_lines(frame.trunk, 232)),
+        layers(TALL - 132, at, 112, 80, frame.trunk),
+        lines(20, at + 20, 232, _trunk_lines(frame.trunk, 232)),
     ]
     at += 80
     start = at + 12
@@ -339,14 +285,10 @@ def _tall_frame(blocks: Sequence[Block], frame: Frame, kinds: Mapping[str, str],
 
 
 def _tall_row(frame: Frame, task: str, kinds: Mapping[str, str], y: float) -> Html:
-    head = _box(40, y - 12, 84, 24, "head", _head_words(frame.heads[task]))
+    head = box(40, y - 12, 84, 24, "head", _head_words(frame.heads[task]))
     return join(
-        _flow((24, y), (40, y), arrow=False),
-        _flow((124, y), (144, y)),
+        flow((24, y), (40, y), arrow=False),
+        flow((124, y), (144, y)),
         head,
-        _output(150, y, TALL - 160, task, kinds.get(task, "")),
+        output(150, y, TALL - 160, task, kinds.get(task, "")),
     )
-
-
-def _down(x: float, y: float, to_y: float) -> Html:
-    return el("path", d=f"M{x:g} {y:g}V{to_y:g}M{x - 4:g} {to_y - 5:g}l4 5 4-5", class_="flow")

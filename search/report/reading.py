@@ -34,7 +34,7 @@ def curve(points: Any) -> Curve:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Comparison:
     """A task on the test rows, beside its single-task network."""
 
     name: str
@@ -56,7 +56,7 @@ class Tested:
     """Every metric of the task's kind: ours and the single-task network's."""
 
     @classmethod
-    def read(cls, record: dict[str, Any]) -> Tested:
+    def read(cls, record: dict[str, Any]) -> Comparison:
         """Return a record of result.json."""
         low, high = (number(v) for v in record["interval"])
         single = record["single_task_metrics"]
@@ -112,9 +112,9 @@ class Facts:
         return {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
 
     @cached_property
-    def tested(self) -> list[Tested]:
+    def tested(self) -> list[Comparison]:
         """The tasks on the test rows; empty where none were kept."""
-        return [Tested.read(record) for record in self.result["tasks"]]
+        return [Comparison.read(record) for record in self.result["tasks"]]
 
     @cached_property
     def names(self) -> list[str]:

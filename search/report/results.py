@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mtl_bento_search.report.bars import forest_bar, forest_reach
 from mtl_bento_search.report.html import Html, el, join, name, names, prose, text
-from mtl_bento_search.report.reading import Facts, Tested
+from mtl_bento_search.report.reading import Comparison, Facts
 from mtl_bento_search.report.words import (
     MINUS,
     MOST_SENTENCES,
@@ -75,13 +75,13 @@ def _on_validation(facts: Facts) -> Html:
     return join(words, " Single-task networks are kept for ", names(kept, most=6), ".") if kept else words
 
 
-def _sentences(tested: list[Tested]) -> Html:
+def _sentences(tested: list[Comparison]) -> Html:
     alone = len(tested) == 1
     said = [el("li", _chip(task, alone=alone), " ", sentence(task, alone=alone)) for task in tested]
     return el("ul", said, class_="said")
 
 
-def _groups(tested: list[Tested]) -> Html:
+def _groups(tested: list[Comparison]) -> Html:
     """Return the tasks by verdict, each with its difference."""
     said = []
     for word, held in by_verdict(tested).items():
@@ -98,13 +98,13 @@ def _groups(tested: list[Tested]) -> Html:
     return el("ul", said, class_="said")
 
 
-def _by(task: Tested) -> Html | None:
+def _by(task: Comparison) -> Html | None:
     if task.verdict == "single-task kept" or not math.isfinite(task.difference):
         return None
     return el("span", f" ({signed(task.difference)} {task.metric})", class_="quiet")
 
 
-def _chip(task: Tested, *, alone: bool) -> Html:
+def _chip(task: Comparison, *, alone: bool) -> Html:
     shown = verdict(task.verdict, alone=alone)
     return el("span", f"{shown.mark} {shown.label}", class_=f"chip {shown.tone}")
 
@@ -112,7 +112,7 @@ def _chip(task: Tested, *, alone: bool) -> Html:
 # -- the comparison -----------------------------------------------------------------------------------------------
 
 
-def comparison(tested: list[Tested]) -> Html:
+def comparison(tested: list[Comparison]) -> Html:
     """Return the table of each task beside its single-task network."""
     alone, reach = len(tested) == 1, forest_reach(tested)
     other = "At the defaults" if alone else "Single-task"
@@ -129,7 +129,7 @@ def comparison(tested: list[Tested]) -> Html:
     return join(_table(heads, rows, class_="cards compare"), el("p", words, class_="caption"))
 
 
-def _comparison_row(task: Tested, reach: float, labels: list[str], *, alone: bool) -> Html:
+def _comparison_row(task: Comparison, reach: float, labels: list[str], *, alone: bool) -> Html:
     target = join(
         el("strong", name(task.name)),
         el("small", f"{task.metric}, {direction(higher_is_better=task.higher_is_better)}"),
@@ -164,7 +164,7 @@ def _row(cells: Sequence[tuple[Html | str | None, str]], labels: list[str]) -> H
     (first, style), rest = cells[0], cells[1:]
     shown = [el("th", first, scope="row", role="rowheader", class_=style or None)]
     shown += [
-        el("td", cell, data_label=label or None, role="cell", class_=class_ or None)
+        el("td", None if cell is None else el("div", cell), data_label=label, role="cell", class_=class_ or None)
         for (cell, class_), label in zip(rest, labels[1:], strict=True)
     ]
     return el("tr", shown, role="row")
@@ -189,7 +189,7 @@ def every_metric(facts: Facts) -> Html | None:
     )
 
 
-def _metric_rows(task: Tested) -> Html:
+def _metric_rows(task: Comparison) -> Html:
     rows = [el("tr", el("th", name(task.name), scope="rowgroup", colspan=3), class_="group")]
     for metric, (ours, single) in task.metrics.items():
         label = join(metric, el("span", " (shown first)", class_="quiet") if metric == task.metric else None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtl_bento_search.report.html import Html, el, join, name, names, text
-from mtl_bento_search.report.reading import Tested
+from mtl_bento_search.report.reading import Comparison
 
 NOTHING = "–"
 """What stands for a figure that could not be measured."""
@@ -175,7 +175,7 @@ def direction(*, higher_is_better: bool) -> str:
     return "higher is better" if higher_is_better else "lower is better"
 
 
-def headline(tested: list[Tested]) -> Html:
+def headline(tested: list[Comparison]) -> Html:
     """Return what the test says of all tasks together."""
     groups = by_verdict(tested)
     if len(tested) == 1:
@@ -187,7 +187,7 @@ def headline(tested: list[Tested]) -> Html:
     return join(*sentences, by=" ")
 
 
-def by_verdict(tested: list[Tested]) -> dict[str, list[Tested]]:
+def by_verdict(tested: list[Comparison]) -> dict[str, list[Comparison]]:
     """Return the tasks by their verdict, in the order in which verdicts are told."""
     words = [*VERDICTS, *dict.fromkeys(task.verdict for task in tested if task.verdict not in VERDICTS)]
     found = {word: [task for task in tested if task.verdict == word] for word in words}
@@ -208,7 +208,7 @@ def _so_many(n: int, total: int) -> str:
     return f"all {total} targets" if n == total else f"{n} of {total} targets"
 
 
-def _one(task: Tested) -> Html:
+def _one(task: Comparison) -> Html:
     words = {
         "better": "The search helped: the chosen network is better than the network at the defaults.",
         "worse": "The chosen network is worse on the test rows than the network at the defaults.",
@@ -219,7 +219,7 @@ def _one(task: Tested) -> Html:
     return text(words.get(task.verdict, f"{verdict(task.verdict).label}."))
 
 
-def sentence(task: Tested, *, alone: bool = False) -> Html:
+def sentence(task: Comparison, *, alone: bool = False) -> Html:
     """Return what the test says of one task."""
     other = "the network at the defaults" if alone else "its single-task network"
     value = figure(task.ours)
@@ -233,7 +233,7 @@ def sentence(task: Tested, *, alone: bool = False) -> Html:
     return join(el("strong", name(task.name)), " – ", body)
 
 
-def _compared(task: Tested) -> str:
+def _compared(task: Comparison) -> str:
     size = figure(abs(task.difference), digits=2)
     bounds = f"95 % interval {between(task.lower, task.upper, difference=True)}"
     if task.verdict == "better":
@@ -245,18 +245,18 @@ def _compared(task: Tested) -> str:
     return f"{said} ({bounds})."
 
 
-def who_serves(task: Tested, *, alone: bool = False) -> str:
+def who_serves(task: Comparison, *, alone: bool = False) -> str:
     """Return who answers a task, in words."""
     if task.served_by != task.compared_with:
         return f"shared network, {task.served_by}" if not alone else task.served_by
     return f"network {_where(task)}" if alone else f"single-task network {_where(task)}"
 
 
-def compared_with(task: Tested) -> str:
+def compared_with(task: Comparison) -> str:
     """Return at which configuration the single-task network stands, in words."""
     return _where(task)
 
 
-def _where(task: Tested) -> str:
+def _where(task: Comparison) -> str:
     """Return "at trial 8" or "at the defaults" out of "single-task NAME at trial 8"."""
     return task.compared_with.removeprefix(f"single-task {task.name}").strip() or "at the defaults"
