@@ -239,6 +239,7 @@ def check_stack(members: Sequence[Member], dataset: Dataset) -> None:
     buffers = {name: value.clone() for name, value in cohort.network.named_buffers()}
     cohort.advance(dataset, steps)
     together = cohort.stack()
+    _check_finite(together)
     _check_padding(cohort)
     for name, value in cohort.network.named_buffers():
         _promise(torch.equal(value, buffers[name]), f"buffer {name} changed in training; members keep parameters only")
@@ -406,6 +407,11 @@ def _check_parts(network: Network) -> None:
     _promise(not lost, f"every parameter must be made by `stack` or lie in a PerMember, or it is never saved: {lost}")
 
 
+def _check_finite(stack: Stack) -> None:
+    values = (value for state in stack.states for tensors in state.tensors.values() for value in tensors.values())
+    _promise(_finite(*values), "parameters must stay finite in training")
+
+
 def _check_padding(cohort: Cohort) -> None:
     flat = cohort.flat
     for matrix in (flat.data, cohort.first, cohort.second):
@@ -454,8 +460,9 @@ def _check_repeatable(members: Sequence[Member], dataset: Dataset) -> None:
     with torch.random.fork_rng(devices=[]):
         for seed in (0, 1):
             torch.manual_seed(seed)
-            ends.append(advance(stack, dataset, stack.members[0].spec.training.steps).states)
-    for one, other in zip(*ends, strict=True):
+            ends.append(advance(stack, dataset, stack.members[0].spec.training.steps))
+    _check_finite(ends[0])
+    for one, other in zip(ends[0].states, ends[1].states, strict=True):
         same = all(torch.equal(value, other.tensors["data"][name]) for name, value in one.tensors["data"].items())
         _promise(same, "a stack trained twice must end alike to the last bit; draw nothing from a global generator")
 
@@ -531,12 +538,12 @@ def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int)
         _same_shape(head(state[:, :, :b]), (n, inner, b, n_outputs), "outputs must be [K, M, B, O]")
     _check_apart(head, state, rows_in=2, rows_out=2, members_out=0)
     _check_gradients(head, head, state)
-    other = build(specs, fan_in, n_outputs + 2, inner, _generators(n)).double().eval()
-    for one, alone in zip(head.together([head, other, head], state), (head, other, head), strict=True):
-        _close(one, alone(state), "heads of one state must answer together as they do alone")
     changed = state.clone()
     changed[:, 0] += 1
     _close(head(changed)[:, 1:], head(state)[:, 1:], "TabM's inner members must not see each other")
+    other = build(specs, fan_in, n_outputs + 2, inner, _generators(n)).double().eval()
+    for one, alone in zip(head.together([head, other, head], state), (head, other, head), strict=True):
+        _close(one, alone(state), "heads of one state must answer together as they do alone")
 
 
 def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.ndarray) -> None:

@@ -92,6 +92,14 @@ def test_a_members_state_can_be_loaded_into_any_stack(dataset: Dataset) -> None:
     assert all(torch.equal(value, untouched[name]) for name, value in other.member_state(0).items())
 
 
+def test_a_state_of_another_size_is_refused_also_where_it_could_be_broadcast(dataset: Dataset) -> None:
+    (network,) = specs(dataset, trunks=[MLPSpec(width=4, shared_depth=1)])
+    built = build(dataset, [network])
+    state = built.member_state(0)
+    with pytest.raises((ValueError, RuntimeError), match=r"heads\.0\.linear\.weight|size"):
+        built.load_member(0, state | {"heads.0.linear.weight": torch.zeros(1, 1, 1)})
+
+
 def test_parameters_are_counted_without_padding(dataset: Dataset) -> None:
     networks = specs(dataset, **MIXED)
     stack = build(dataset, networks)

@@ -87,8 +87,8 @@ def test_a_wrong_value_is_named_in_one_line(data: dict[str, Any], message: str) 
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_key_is_named_with_the_nearest() -> None:
-    with pytest.raises(SpecError, match=r"trunk 'mlp': widht:? is not a known key; did you mean 'width'\?"):
+def test_an_unknown_key_is_named() -> None:
+    with pytest.raises(SpecError, match=r"^trunk 'mlp': widht: is not a known key\.$"):
         TRUNKS.parse({"kind": "mlp", "widht": 3})
 
 
