@@ -20,7 +20,7 @@ from mtl_bento_search.config import SplitSpec
 FOLDS_BELOW = 5_000
 """With fewer rows to develop on, a holdout chooses badly: five folds instead."""
 HOLDOUT_ROWS = 1_000
-"""A holdout has at least so many rows."""
+"""A holdout has at least so many rows, or a third of few."""
 ROLES = {"train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 
 
@@ -121,7 +121,9 @@ def _develop(
         return Protocol(
             tuple((develop[fold != f], develop[fold == f]) for f in range(n_folds)), test, tuple(notes), kind
         )
-    parts = max(2, round(len(develop) / max(HOLDOUT_ROWS, spec.valid * len(develop))))
+    # At least 1,000 rows, but never more than a third where there are few.
+    share = max(spec.valid, min(HOLDOUT_ROWS / len(develop), 1 / 3))
+    parts = max(2, round(1 / share))
     fold = deal(develop, labels, parts, rng)
     notes.append(f"{(fold != 0).sum():,} rows train, {(fold == 0).sum():,} validate, {len(test):,} locked for the test")
     return Protocol(((develop[fold != 0], develop[fold == 0]),), test, tuple(notes), kind)

@@ -1,0 +1,168 @@
+"""The search's commands as a user types them: what they print, and one line and exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from small import make_table
+
+from mtl_bento.cli import cli
+from mtl_bento_search import api, metrics
+from mtl_bento_search.executors.local import InProcess
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """Train in this process, with few draws of the bootstrap."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "make_executor", InProcess)
+        patch.setattr(metrics, "RESAMPLES", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, and a mtl.yaml of a search of seconds."""
+    path = tmp_path_factory.mktemp("cli")
+    pq.write_table(make_table(240), path / "t.parquet")
+    small = {"n_trials": 2, "trunk": ["mlp"], "space": {"steps": 16, "width": 8, "batch_size": 64}}
+    spec = {"data": "t.parquet", "targets": {"income": "binary", "分类": None}, "split": {"folds": 0}, "search": small}
+    (path / "mtl.yaml").write_text(yaml.safe_dump(spec, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(folder: Path) -> Path:
+    """The run of that mtl.yaml."""
+    done = invoke("search", folder / "mtl.yaml", "--out", folder / "run", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert done.output == ""
+    return folder / "run"
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def refused(*arguments: Any) -> str:
+    """Run a command that must fail as a user's mistake does; return its one line."""
+    done = invoke(*arguments)
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    lines = [line for line in done.output.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, done.output
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", ["inspect", "search", "report", "evaluate", "example"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = invoke(command, "--help")
+    assert done.exit_code == 0
+    assert "Example:" in done.output
+    assert f"mtl-bento {command}" in done.output
+
+
+def test_inspect_shows_every_column_and_writes_a_spec_that_search_reads(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mtl.yaml"
+    done = invoke("inspect", folder / "t.parquet", "--target", "分类", "--out", out)
+    assert done.exit_code == 0, done.output
+    for name in ("age", "state", "分类", "embedding"):
+        assert name in done.output
+    spec = yaml.safe_load(out.read_text(encoding="utf-8"))
+    assert spec["targets"] == {"分类": {"kind": "multiclass"}}
+    assert spec["inputs"]["when"] == "datetime"
+    from mtl_bento_search.config import load_config
+
+    assert load_config(out).data == str(folder / "t.parquet")
+
+
+def test_inspect_prints_json(folder: Path) -> None:
+    found = json.loads(invoke("inspect", folder / "t.parquet", "--target", "income", "--json").output)
+    assert found["rows"] == 240
+    assert found["targets"][0]["classes"] == ["<=50K", ">50K"]
+
+
+def test_a_run_can_be_reported_and_evaluated_again(folder: Path, run_folder: Path) -> None:
+    assert invoke("report", run_folder).output.strip() == str(run_folder / "report.html")
+    done = invoke("evaluate", run_folder, folder / "t.parquet", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert found["n_train"] == 128  # 240 rows, 48 locked for the test, a third of the others for validation
+    assert {record["task"] for record in found["metrics"]} == {"income", "分类"}
+    assert all(r["lower"] <= r["value"] <= r["upper"] for r in found["metrics"] if r["metric"] == "accuracy")
+
+
+def test_the_search_prints_figures_as_json_and_nothing_else(folder: Path, run_folder: Path) -> None:
+    done = invoke("search", folder / "mtl.yaml", "--out", run_folder, "--json")
+    assert json.loads(done.output)["trials"]["total"] == 2
+
+
+def test_examples_are_listed_and_a_wrong_name_is_named() -> None:
+    assert "flights" in invoke("example").output
+    assert "did you mean 'flights'" in refused("example", "flight")
+
+
+def bad_tables(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Return tables that cannot be read, each with the words that must say why."""
+    (folder / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    (folder / "binary.csv").write_bytes(bytes(range(256)) * 20)
+    (folder / "empty.csv").write_text("")
+    (folder / "twice.csv").write_text("a,a\n1,2\n")
+    (folder / "header.csv").write_text("a,b\n")
+    (folder / "sheet.xlsx").write_bytes(b"PK")
+    pq.write_table(pa.table({"x": [1.0, float("inf")] * 30, "y": [0, 1] * 30}), folder / "inf.parquet")
+    return {
+        "ragged": (folder / "ragged.csv", "3"),
+        "binary": (folder / "binary.csv", "text"),
+        "empty": (folder / "empty.csv", "empty"),
+        "twice": (folder / "twice.csv", "'a'"),
+        "header": (folder / "header.csv", "no row"),
+        "sheet": (folder / "sheet.xlsx", "xlsx"),
+        "folder": (folder, "folder"),
+        "missing": (folder / "t.parqet", "t.parquet"),
+        "inf": (folder / "inf.parquet", "x"),
+    }
+
+
+@pytest.mark.parametrize("case", ["ragged", "binary", "empty", "twice", "header", "sheet", "folder", "missing", "inf"])
+def test_a_table_that_cannot_be_read_is_one_line_and_exit_code_2(case: str, folder: Path, tmp_path: Path) -> None:
+    path, words = bad_tables(folder)[case]
+    assert words in refused("search", path, "--target", "y", "--n-trials", "1", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target", "incom"], "did you mean 'income'"),
+        ([], "name at least one"),
+        (["--target", "income", "--timeout", "soon"], "write seconds or 90s, 10m, 2h"),
+        (["--target", "income", "--split", "part"], "no column 'part'"),
+        (["--target", "income:regression"], "is not a number"),
+        (["--target", "age:binary"], "different labels"),
+        (["--target", "income", "--ignore", "stat"], "did you mean 'state'"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    options: list[str], words: str, folder: Path, tmp_path: Path
+) -> None:
+    assert words in refused("search", folder / "t.parquet", *options, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_key_of_the_spec_is_named(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mtl.yaml"
+    path.write_text(f"data: {folder / 't.parquet'}\ntargets: {{income: binary}}\nserach: {{}}\n")
+    assert "did you mean 'search'" in refused("search", path)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    assert "is no run folder" in refused("report", tmp_path)
