@@ -12,27 +12,20 @@ BentoML imports it in two processes: a parent that watches, and a worker that an
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import itertools
 import json
 import logging
-import os
 import re
-import sys
-import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, cast
-from urllib.parse import quote
 
 import bentoml
 import pyarrow as pa
 from _bentoml_sdk import Service
 from _bentoml_sdk.io_models import IOMixin, IORootModel
 from bentoml.exceptions import BentoMLException
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from pydantic import ValidationError, create_model
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -41,26 +34,19 @@ from starlette.routing import Route
 
 from mtl_bento import artifact, wire
 from mtl_bento.errors import ArtifactError, MtlBentoError, RequestError, SchemaError
+from mtl_bento.guard import Guard, refusal_body, refused
+from mtl_bento.image import environment, image
 from mtl_bento.schema import Schema
 from mtl_bento.sources import VARIABLE, Served, bento_manifest, served_model
 
 MAX_BATCH = 2048
 """Rows that one pass of the networks takes: two full requests, or many small ones."""
-MAX_BODY = 32 * 2**20
-"""Bytes of a request's body: 1,000 rows with a vector of 1,280 numbers each."""
 TIMEOUT_S = 10
 """Seconds until a request is given up. BentoML never cancels its timers, so a long one would pile them up."""
 LATENCY_MS = 5000
 """Milliseconds that a request may wait for its batch before it is turned away: low values turn away bursts."""
 MAX_CONCURRENCY = 512
 """Requests in work at once; more are turned away."""
-TORCH_BUILD = "UV_TORCH_BACKEND"
-"""uv's variable for the build of torch to install."""
-RUNTIME = (
-    "torch", "bentoml", "pydantic", "pyarrow", "numpy", "safetensors", "httpx", "click", "rich", "pyyaml",
-)  # fmt: skip
-"""What the served image needs: the wheel's own dependencies but uv, which only builds need."""
-
 log = logging.getLogger("bentoml.mtl_bento")
 
 Answer: TypeAlias = dict[str, Any]
@@ -302,7 +288,7 @@ class _Reading(IOMixin):  # type: ignore[misc]
             cls.state.ready()
             cells = cls.reader.read(body)
         except MtlBentoError as error:
-            raise _refused(request.scope, error) from None
+            raise refused(request.scope, error) from None
         return cls.model_construct(rows=cells)
 
 
@@ -333,25 +319,6 @@ def _answer_type(samples: dict[str, Any]) -> Any:
     return create_model("PredictOutput", __base__=(_Writing, IORootModel[list[answer]]))
 
 
-REFUSALS = "mtl_bento.refusals"
-"""Where a request's scope holds the error that the guard answers with."""
-
-
-def _refused(scope: MutableMapping[str, Any], error: MtlBentoError) -> BentoMLException:
-    """Leave the error for the guard, and return what makes BentoML stop with its status.
-
-    BentoML's own text would say less, and its log more: the message must not hold values of the request.
-    """
-    scope.get(REFUSALS, []).append(error)
-    status = HTTPStatus.SERVICE_UNAVAILABLE if error.status >= 500 else HTTPStatus(error.status)
-    return BentoMLException(f"refused: {type(error).__name__}", error_code=status)
-
-
-def refusal_body(error: MtlBentoError) -> dict[str, Any]:
-    """Return the body of every error: a sentence, the class that the client raises again, and the places."""
-    return {"error": str(error), "type": type(error).__name__, "detail": error.detail}
-
-
 class _Unlogged(logging.Filter):
     """Drops the tracebacks that BentoML logs for refused requests: they would hold values of the request."""
 
@@ -372,216 +339,3 @@ class GuardedService(Service[Any]):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> Any:
         """Return the service's ASGI application."""
         return Guard(super().to_asgi(is_main), model=self.inner.model_name)
-
-
-# The guard
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-
-METHODS = {"/predict": ("POST", "OPTIONS"), "/model": ("GET", "HEAD", "OPTIONS")}
-"""Our own routes; their errors have our shape."""
-BENTOML_PATHS = ("/", "/livez", "/readyz", "/healthz", "/metrics", "/schema.json", "/docs.json")
-JSON_TYPES = ("application/json",)
-TURNED_AWAY = {429: 503, 504: 503}
-"""BentoML's statuses for too many requests and for a timeout, and ours."""
-RETRY_AFTER_S = 1
-
-
-class Guard:
-    """An ASGI layer outside of BentoML's metrics, which would keep every unknown path as a label for ever.
-
-    It refuses unknown paths, wrong methods and content types, and bodies that are too large; gives every error of our
-    routes its shape; and adds `X-Model` and `X-Request-Id` to every answer.
-    """
-
-    def __init__(self, app: Any, *, model: str, max_body: int = MAX_BODY) -> None:
-        self.app, self.max_body = app, max_body
-        self.model = quote(model, safe=":/._- ").encode()
-        self.paths = {*METHODS, *BENTOML_PATHS, *_static_paths()}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or let it pass."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # there is none; refused here for the same reason
-            return
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        exchange = _Exchange(scope, receive, send, model=self.model, max_body=self.max_body)
-        if refusal := self._refusal(scope, exchange.request_headers):
-            await exchange.refuse(*refusal)
-            return
-        try:
-            await self.app(scope, exchange.receive, exchange.send)
-        except Exception:
-            if not exchange.started:
-                await exchange.refuse(500, _unexpected())
-            raise
-
-    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, MtlBentoError] | None:
-        path, method = scope["path"], scope["method"]
-        if path not in self.paths:
-            return 404, RequestError(f"There is nothing at this path; ask POST /predict or GET /model, or see {'/'!r}.")
-        methods = METHODS.get(path)
-        if methods is not None and method not in methods:
-            return 405, RequestError(f"{path} takes {methods[0]}, not {method[:20]}.")
-        if path == "/predict" and method == "POST":
-            kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-            if kind not in JSON_TYPES:
-                return 415, RequestError(f"Content-Type {kind[:60]!r} is not read; send {' or '.join(JSON_TYPES)}.")
-            length = headers.get(b"content-length", b"0")
-            if not length.isdigit() or int(length) > self.max_body:
-                return 413, _too_large(self.max_body)
-        return None
-
-
-class _Exchange:
-    """One request and its answer, with the guard between."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, model: bytes, max_body: int) -> None:
-        self.scope, self._receive, self._send = scope, receive, send
-        self.request_headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.request_headers.get(b"x-request-id", b"")
-        request_id = given if re.fullmatch(rb"[!-~]{1,128}", given) else uuid.uuid4().hex.encode()
-        self.headers = [(b"x-model", model), (b"x-request-id", request_id)]
-        self.max_body, self.received = max_body, 0
-        self.refusals: list[MtlBentoError] = []
-        scope[REFUSALS] = self.refusals
-        self.started = False
-        self.held: Message | None = None
-        """The start of an error of ours, until its body is there."""
-        self.body = b""
-
-    async def receive(self) -> Message:
-        """Pass on what the client sends, and stop where it is too much."""
-        message = await self._receive()
-        self.received += len(message.get("body", b""))
-        if self.received > self.max_body:
-            self.refusals.append(_too_large(self.max_body))
-            raise BentoMLException("too large", error_code=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Pass on what the service answers, with our headers; errors of our routes are held and given their shape."""
-        if message["type"] == "http.response.start":
-            if message["status"] >= 400 and self.scope["path"] in METHODS:
-                self.held = message
-                return
-            await self._start(message["status"], list(message.get("headers", [])))
-        elif self.held is not None:
-            self.body += message.get("body", b"")
-            if not message.get("more_body", False):
-                await self._answer_error(self.held["status"])
-        else:
-            await self._send(message)
-
-    async def refuse(self, status: int, error: MtlBentoError) -> None:
-        """Answer with an error."""
-        await self._reply(status, refusal_body(error))
-
-    async def _answer_error(self, status: int) -> None:
-        if self.refusals:
-            await self.refuse(status, self.refusals[0])
-            return
-        status = TURNED_AWAY.get(status, status)
-        shaped = _shaped(self.body)
-        await (self._reply(status, shaped) if shaped else self.refuse(status, _explained(status)))
-
-    async def _reply(self, status: int, data: dict[str, Any]) -> None:
-        body = json.dumps(data, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if status == 503:
-            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
-        if status == 405:
-            headers.append((b"allow", ", ".join(METHODS[self.scope["path"]]).encode()))
-        await self._start(status, headers)
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
-
-
-def _shaped(body: bytes) -> dict[str, Any] | None:
-    try:
-        data = json.loads(body)
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) and data.keys() >= {"error", "type", "detail"} else None
-
-
-def _explained(status: int) -> MtlBentoError:
-    if status == 503:
-        return RequestError("The service has more requests than it can answer in time; try again in a second.")
-    return _unexpected() if status >= 500 else RequestError(HTTPStatus(status).phrase + ".")
-
-
-def _unexpected() -> MtlBentoError:
-    return MtlBentoError("An unexpected error happened in the service; its log says more.")
-
-
-def _too_large(limit: int) -> MtlBentoError:
-    return RequestError(f"The body is larger than {limit // 2**20} MiB; send fewer rows in one request.")
-
-
-def _static_paths() -> set[str]:
-    """Return the paths of the files of BentoML's page of the API."""
-    from bentoml._internal import server
-
-    folder = Path(server.__file__).parent / "static_content"
-    return {f"/static_content/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*") if file.is_file()}
-
-
-# The image
-
-
-def image(requires: Iterable[str] = ()) -> bentoml.images.Image:
-    """Return the image of a Bento: a slim Python with the exact versions that are installed here.
-
-    `requires` are the distributions of kinds from elsewhere, as "name==version".
-    """
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    # distro="": BentoML's Debian installs compilers, which wheels do without.
-    slim = bentoml.images.Image(
-        base_image=f"python:{python}-slim", distro="", python_version=python, lock_python_packages=False
-    )
-    return slim.python_packages(*requirements(requires))
-
-
-def environment() -> list[dict[str, str]]:
-    """Return the variables of the image: no usage statistics, and which build of torch it installs.
-
-    That is the build that is installed here; UV_TORCH_BACKEND names another ("cu126"), or none where it is empty.
-    """
-    variables = [{"name": "BENTOML_DO_NOT_TRACK", "value": "true"}]
-    installed = importlib.metadata.version("torch").partition("+")[2]
-    # A requirement cannot name the index of a local version such as 2.13.0+cpu; uv knows it by the name of the build.
-    known = installed if re.fullmatch(r"cpu|xpu|cu\d+|rocm[\d.]+", installed) else ""
-    if build := os.environ.get(TORCH_BUILD, known):
-        variables.append({"name": TORCH_BUILD, "value": build})
-    return variables
-
-
-def requirements(requires: Iterable[str] = ()) -> list[str]:
-    """Return `RUNTIME` and all that it needs, as "name==version" of what is installed here, in order of name."""
-    pins: dict[str, str] = {}
-    done: set[tuple[str, str]] = set()
-    waiting = [Requirement(line) for line in (*RUNTIME, *requires)]
-    for requirement in waiting:  # grows while it is read
-        name = canonicalize_name(requirement.name)
-        for extra in ("", *requirement.extras):
-            if (name, extra) in done:
-                continue
-            done.add((name, extra))
-            try:
-                found = importlib.metadata.distribution(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue  # needed elsewhere only, or bundled with another package
-            pins[name] = found.version.partition("+")[0]
-            needs = (Requirement(line) for line in found.requires or ())
-            waiting += [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
-    given = {canonicalize_name(need.name): str(need) for need in map(Requirement, requires)}
-    return sorted(({name: f"{name}=={version}" for name, version in pins.items()} | given).values())

@@ -21,8 +21,9 @@ from pyarrow import parquet
 from mtl_bento import artifact, wire
 from mtl_bento.client import AsyncClient, Client
 from mtl_bento.errors import MtlBentoError, RequestError, SchemaError, SourceError, SpecError
+from mtl_bento.guard import refusal_body
 from mtl_bento.model import Model
-from mtl_bento.service import Worker, encode, refusal_body
+from mtl_bento.service import Worker, encode
 from mtl_bento.sources import Served
 
 URL = "http://service.test"
