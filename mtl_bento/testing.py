@@ -52,7 +52,7 @@ from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 
 TOLERANCE = 1e-12
 """How far float64 results may lie apart that should be equal, relative to the larger of 1 and the value."""
-STEPS = 16
+STEPS = 12
 """Steps of training in a check."""
 WIDTHS, DEPTHS = (8, 5, 12, 7), (3, 2, 1, 1)
 """Trunk sizes of the unlike members, deepest first."""
@@ -562,6 +562,9 @@ def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.nda
         shape = (features.shape[0], b, encoder.n_features)
         _same_shape(encoder(prepared[None, :b]), shape, "features must be [K or 1, B, F]")
         _same_shape(encoder.prepare(raw[:b]), (b, prepared.shape[-1]), "prepared rows must be [B, C']")
+    spec_class: Any = type(specs[0])
+    default = build([spec_class()], inputs.columns[kind], fitted, _generators(1)).double()
+    _close(default.prepare(raw), prepared, "`prepare` must not depend on the spec: all members share its rows")
     own = prepared.expand(n, -1, -1)  # each member has rows of its own in training; all share theirs in prediction
     _close(encoder(own), features.expand(n, -1, -1), "rows given for each member must be encoded as rows given once")
     alone = torch.cat([encoder.prepare(raw[i : i + 1]) for i in range(len(raw))])

@@ -251,6 +251,7 @@ def test_a_broken_head_is_told_which_promise_it_breaks(broken: type[DenseHead], 
 
 class BlockSpec(EncoderSpec):
     kind: Literal["test_block"] = "test_block"
+    power: Annotated[int, MustMatch] = 1
 
 
 class ForgetfulEncoder(VectorEncoder):
@@ -267,6 +268,15 @@ class MiscountingEncoder(VectorEncoder):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.n_features += 1
+
+
+class PreparingEncoder(VectorEncoder):
+    def __init__(self, specs: Sequence[BlockSpec], *args: Any) -> None:
+        super().__init__(specs, *args)  # type: ignore[arg-type]
+        self.power = specs[0].power
+
+    def prepare(self, values: Tensor) -> Tensor:
+        return super().prepare(values) * self.power
 
 
 def vectors() -> dict[str, Any]:
@@ -288,11 +298,12 @@ def test_an_encoder_of_a_block_of_somebody_elses_is_checked_on_rows_that_are_giv
         (ForgetfulEncoder, "features must be finite, also of missing and unseen values"),
         (CentringEncoder, "rows must be prepared alike alone"),
         (MiscountingEncoder, r"features must be \[K or 1, B, F\]"),
+        (PreparingEncoder, "`prepare` must not depend on the spec"),
     ],
 )
 def test_a_broken_encoder_is_told_which_promise_it_breaks(broken: type[VectorEncoder], promise: str) -> None:
     with registered(ENCODERS, BlockSpec, broken), pytest.raises(BrokenPromiseError, match=promise):
-        check_encoder(BlockSpec, **vectors())
+        check_encoder(BlockSpec(power=2), **vectors())
 
 
 class WeighingSpec(StaticWeightingSpec):
