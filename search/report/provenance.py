@@ -43,7 +43,9 @@ def split(facts: Facts) -> Html:
         )
     else:
         words = f"{rows['train']:,} rows to learn from and {rows['valid']:,} validation rows to choose by."
-    words += f" {rows['test']:,} test rows, looked at once, at the end." if rows["test"] else " No test rows."
+    looks = int(facts.result["test_looks"])
+    looked = "looked at once, at the end" if looks == 1 else f"scored {looks} times"
+    words += f" {count(rows['test'], 'test row')}, {looked}." if rows["test"] else " No test rows."
     notes = [el("li", prose(note)) for note in facts.result["notes"]]
     return join(el("p", words), el("ul", notes) if notes else None)
 

@@ -119,7 +119,7 @@ def comparison(tested: list[Comparison]) -> Html:
     heads = ["Target", "This model", other, "Difference", "← worse, better →", "Verdict, served by"]
     labels = [*heads[:4], "Interval", "Verdict"]
     rows = [_comparison_row(task, reach, labels, alone=alone) for task in tested]
-    words = "All figures are from the test rows, which were locked until the end. In small: 95 % bootstrap intervals."
+    words = "All figures are from the test rows; in small, 95 % bootstrap intervals."
     if math.isfinite(reach):
         words += (
             " The bars show the interval of the difference as a share of the "

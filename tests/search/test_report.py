@@ -319,6 +319,7 @@ def test_a_second_look_at_the_test_is_said_first_and_loudly(tmp_path: Path) -> N
     assert "were scored" not in made_page(tmp_path).text
     page = made_page(tmp_path, test_looks=2)
     assert "Result The test rows were scored 2 times." in page.text
+    assert "425 test rows, scored 2 times." in page.text
     assert [attrs["class"] for _, attrs in page.tags if attrs.get("role") == "alert"] == ["alert bad"]
 
 
