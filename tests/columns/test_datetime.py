@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from mtl_bento.columns.datetime import DatetimeColumn
+from mtl_bento.columns.datetime import ISO, MILLISECONDS, DatetimeColumn, _checked, _moments, _strict, quickly
 from mtl_bento.errors import SchemaError
 
 
@@ -138,3 +140,65 @@ def test_the_wire_refuses_bad_dates_row_by_row() -> None:
             wire.validate_python(bad)
     with pytest.raises(ValidationError, match="'soon' is not a date; send ISO text or milliseconds since 1970"):
         wire.validate_python("soon")
+
+
+def by_arrow(text: str) -> int | None:
+    """Return the microseconds that Arrow reads, None where it refuses the text."""
+    try:
+        moments, missing = _moments(pa.array([text], pa.large_string()), "d")
+    except (SchemaError, UnicodeEncodeError):
+        return None
+    return None if missing[0] else int(moments.astype(np.int64)[0])
+
+
+def near(*parts: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(parts)
+
+
+DATES = st.builds("{}-{}-{}".format, near("0001", "1000", "2024", "9999", "99"), near("01", "2", "02", "12", "13"),
+                  near("01", "28", "29", "30", "31", "0", "32"))  # fmt: skip
+TIMES = st.builds("{}{}{}".format, near("T", " ", "t", ""), near("00:00", "23:59", "24:00", "6:00", "12", "12:60"),
+                  near("", ":00", ":59", ":60", ":00.", ":00.1", ":00.123456", ":00.1234567"))  # fmt: skip
+ZONES = near("", "Z", "z", "+00:00", "-13:59", "+14:00", "+24:00", "+0130", "-01", "+01:60", " +01:00")
+TEXTS = st.one_of(
+    st.from_regex(ISO, fullmatch=True),
+    st.from_regex(MILLISECONDS, fullmatch=True),
+    st.integers(-(10**18), 10**18).map(str),
+    st.integers(10**7, 10**8).map(str),
+    st.builds("{}{}{}{}".format, DATES, st.one_of(st.just(""), TIMES), ZONES, near("", " ", "x", "\n")),
+    st.text(max_size=12),
+)
+
+
+@given(TEXTS)
+def test_what_is_read_quickly_is_what_arrow_reads(text: str) -> None:
+    if (moment := quickly(text)) is not None:
+        assert moment == by_arrow(text)
+
+
+@given(TEXTS)
+def test_a_request_takes_exactly_the_texts_that_arrow_reads(text: str) -> None:
+    try:
+        _strict(pa.array([text], pa.large_string()), "d")
+    except (pa.ArrowInvalid, UnicodeEncodeError):
+        with pytest.raises(ValueError, match="is not a date; send ISO text or milliseconds since 1970"):
+            _checked(text)
+    else:
+        assert _checked(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("1970-01-02", 86_400_000_000),
+        ("1970-01-01T00:00:01", 1_000_000),
+        ("1970-01-01 00:01", 60_000_000),
+        ("1970-01-01T00:00:00.000001Z", 1),
+        ("1970-01-01T02:00:00+02:00", 0),
+        ("1367474400000", 1_367_474_400_000_000),
+        ("20130502", None),
+        ("2013-02-30", None),
+    ],
+)
+def test_the_usual_forms_are_read_quickly(text: str, moment: int | None) -> None:
+    assert quickly(text) == moment
