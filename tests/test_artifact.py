@@ -63,9 +63,7 @@ def test_a_flipped_byte_is_found(folder: Path, name: str) -> None:
         flipped = bytearray(content)
         flipped[place] ^= 1
         (folder / name).write_bytes(flipped)
-        with pytest.raises(
-            ArtifactError, match=f"^Model .*: {name} is damaged; copy the whole folder again"
-        ):
+        with pytest.raises(ArtifactError, match=f"^Model .*: {name} is damaged; copy the whole folder again"):
             artifact.read_manifest(folder)
 
 
@@ -106,9 +104,7 @@ def test_a_folder_that_is_no_model_says_where_one_comes_from(tmp_path: Path) -> 
 def test_a_newer_format_says_what_to_install(folder: Path) -> None:
     (folder / artifact.MANIFEST).write_bytes(artifact.to_json({"format_version": 2}))
     resign(folder)
-    with pytest.raises(
-        ArtifactError, match=r"has format version 2; this mtl-bento reads 1\. Install a newer"
-    ):
+    with pytest.raises(ArtifactError, match=r"has format version 2; this mtl-bento reads 1\. Install a newer"):
         artifact.read_manifest(folder)
 
 
