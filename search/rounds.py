@@ -65,20 +65,34 @@ class Round:
     `advance` trains those still in the round up to a step; `keep` thins them and stacks the others anew.
     """
 
-    def __init__(self, members: Sequence[Member], executor: Executor, *, seed: int) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        executor: Executor,
+        *,
+        seed: int,
+        packed: Sequence[tuple[list[int], Stack]] | None = None,
+    ) -> None:
+        """`packed` are the stacks of a round that was on its way; `members` are then not looked at."""
         self.executor, self.seed = executor, seed
-        self._packed = pack(members, seed=seed, n_workers=executor.n_workers)
+        self.packed = list(packed) if packed is not None else pack(members, seed=seed, n_workers=executor.n_workers)
+        """The stacks, each with the places of its members in the round."""
+
+    @property
+    def step(self) -> int:
+        """The step that every member has reached."""
+        return min(stack.step for _, stack in self.packed)
 
     def advance(self, goal: int, *, reference: Sequence[float] | None, deadline: float) -> bool:
         """Train up to step `goal`; return whether every stack got there before the deadline."""
-        stacks = [stack for _, stack in self._packed]
+        stacks = [stack for _, stack in self.packed]
         done = self.executor.advance(stacks, goal, reference=reference, deadline=deadline)
-        self._packed = [(places, stack) for (places, _), stack in zip(self._packed, done, strict=True)]
+        self.packed = [(places, stack) for (places, _), stack in zip(self.packed, done, strict=True)]
         return not any(stack.stopped for stack in done)
 
     def members(self) -> dict[int, tuple[Stack, int]]:
         """Return, by place in the round, the stack and the row that holds each member still in it."""
-        return {place: (stack, k) for places, stack in self._packed for k, place in enumerate(places)}
+        return {place: (stack, k) for places, stack in self.packed for k, place in enumerate(places)}
 
     def keep(self, wanted: Callable[[int], bool], *, rung: int) -> None:
         """Drop the members whose place is not wanted, and stack the others anew by size."""
@@ -90,4 +104,4 @@ class Round:
             chosen = [places[i] for i in cut]
             stacks = [held[p][0] for p in chosen]
             packed.append((chosen, restack(stacks, [[held[p][1]] for p in chosen], seed=fresh.seed)))
-        self._packed = packed
+        self.packed = packed

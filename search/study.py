@@ -26,7 +26,7 @@ from mtl_bento.errors import RunError, SpecError
 from mtl_bento.network import Trained
 from mtl_bento.training import EVALUATIONS, Member, MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
-from mtl_bento_search.checkpoints import load_members, save_members
+from mtl_bento_search.checkpoints import load_members, load_round, save_members, save_round
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.objective import gains, score, worst_ratio
 from mtl_bento_search.problem import Problem
@@ -42,6 +42,8 @@ SEEDS = 3
 """Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
 REFERENCE_SHARE = 0.3
 """Most of a timeout that the references may take; beyond it, every budget of steps is shortened."""
+ON_ITS_WAY = "round"
+"""The checkpoint of the round that is being trained."""
 REPORT_S, REPORT_SHARE = 4.0, 0.03
 """Seconds, and share of the timeout, kept back for the test, the report and the model."""
 
@@ -60,6 +62,17 @@ class References:
     """Looks at the validation rows by name, [[step, mean loss], ...]."""
     rungs: dict[int, list[float]] = field(default_factory=dict)
     """Losses [T] of trial 0 at each rung."""
+
+
+@dataclass
+class Trip:
+    """A round on its way: which of its trials are still in it, and where their members are."""
+
+    first: int
+    """How many trials were told before it: the ordinal of its first trial."""
+    living: dict[int, tuple[optuna.Trial, MemberSpec]]
+    """The trials still in the round, by their place in it."""
+    round: Round
 
 
 class Driver:
@@ -199,22 +212,27 @@ class Driver:
 
     def search(self, references: References, *, n_trials: int | None) -> None:
         """Ask rounds of trials until `n_trials` are told, the time is up, or somebody interrupts."""
-        self._forget_the_dead()
+        trip = self._resumed_trip()
+        self._forget_the_dead(trip)
         deadline = self.deadline(float(self.folder.read_state().get("finals_s", 0.0)))
         if self.n_told() == 0:
             self._tell_default(references)
+        if trip is not None:
+            self._go(trip, references, deadline)
         while not self.interrupted and time.monotonic() < deadline:
             left = math.inf if n_trials is None else n_trials - self.n_told()
             if left <= 0:
                 break
             if not self.space.distributions:
                 break  # everything is fixed: there is exactly one configuration, and it is trial 0
-            self._round(references, int(min(ROUND_SIZE, left)), deadline)
+            self._go(self._ask_round(int(min(ROUND_SIZE, left))), references, deadline)
 
-    def _forget_the_dead(self) -> None:
-        """Fail the trials that a dead driver left running: their ordinals are asked again."""
+    def _forget_the_dead(self, living: Trip | None) -> None:
+        """Fail the trials that a dead driver left running, but those taken over: their ordinals are asked again."""
+        kept = set() if living is None else {trial.number for trial, _ in living.living.values()}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
+            if trial.number not in kept:
+                self.study.tell(trial.number, state=TrialState.FAIL)
 
     def n_told(self) -> int:
         """Return how many trials are complete or pruned."""
@@ -238,7 +256,8 @@ class Driver:
             trial, self.space.member(params), references.default.members, references.default_losses, references
         )
 
-    def _round(self, references: References, n: int, deadline: float) -> None:
+    def _ask_round(self, n: int) -> Trip:
+        """Ask n trials and stack their members; from here on they survive a kill."""
         first = self.n_told()
         asked = []
         for i in range(n):
@@ -246,36 +265,87 @@ class Driver:
             trial.set_user_attr(ROUND, first)
             asked.append((trial, self.space.member(params)))
         members = [m for i, (_, spec) in enumerate(asked) for m in self._members(spec, "trial", first + i)]
-        trip = Round(members, self.executor, seed=stable_seed(self.seed, "round", first))
-        steps = asked[0][1].training.steps
+        trip = Trip(first, dict(enumerate(asked)), Round(members, self.executor, seed=self._round_seed(first)))
+        self._save_trip(trip)
+        return trip
+
+    def _round_seed(self, first: int) -> int:
+        return stable_seed(self.seed, "round", first)
+
+    def _save_trip(self, trip: Trip) -> None:
+        numbers = {str(i): trial.number for i, (trial, _) in trip.living.items()}
+        save_round(self.folder.checkpoint(ON_ITS_WAY), trip.round.packed, {"first": trip.first, "numbers": numbers})
+
+    def _resumed_trip(self) -> Trip | None:
+        """Return the round that a dead driver left on its way, with its running trials, or None."""
+        path = self.folder.checkpoint(ON_ITS_WAY)
+        if not path.is_file():
+            return None
+        packed, info = load_round(path)
+        held = {t.number: t for t in self.study.get_trials(deepcopy=False)}
+        living = {}
+        for slot, number in info["numbers"].items():
+            frozen = held.get(number)
+            if frozen is not None and frozen.state == TrialState.RUNNING:
+                # The same trial goes on: failing it and asking again would put it elsewhere in the sampler's history.
+                trial = optuna.trial.Trial(self.study, frozen._trial_id)
+                living[int(slot)] = (trial, self.space.member(frozen.params))
+        if not living:
+            path.unlink()
+            return None
+        first = int(info["first"])
+        return Trip(first, living, Round([], self.executor, seed=self._round_seed(first), packed=packed))
+
+    def _go(self, trip: Trip, references: References, deadline: float) -> None:
+        """Take a round through its rungs; every step of it can be repeated after a kill without another outcome."""
+        living = trip.living
+        steps = next(iter(living.values()))[1].training.steps
         started = time.monotonic()
-        living = dict(enumerate(asked))
         reference = references.single_losses.clip(0.01, None).tolist()
+        losses: dict[int, np.ndarray] = {}
         for rung, goal in enumerate(rungs(steps)):
-            whole = trip.advance(goal, reference=reference, deadline=deadline)
-            losses = self._losses(trip, living)
-            self._note_curves(trip, living, references)
-            if not whole:
+            if goal < trip.round.step:
+                continue  # passed before a kill
+            if goal > trip.round.step:
+                whole = trip.round.advance(goal, reference=reference, deadline=deadline)
+                if whole:
+                    self._save_trip(trip)
+            losses = self._losses(trip.round, living)
+            self._note_curves(trip.round, living, references)
+            if trip.round.step < goal:
                 for i in sorted(living):
                     self._prune(living[i][0], losses[i], references)
-                return
-            for i in sorted(living):
-                living[i][0].report(score(losses[i], references.single_losses, self.weights), goal)
-            if goal == steps:
                 break
-            self.progress.rung(first + len(asked), goal, steps, len(living))
-            out = [i for i in sorted(living) if living[i][0].should_prune()]
-            for i in out:
-                self._prune(living.pop(i)[0], losses[i], references)
-            if not living:
-                return
-            trip.keep(lambda place: place // self.n_splits in living, rung=rung)
-        share = (time.monotonic() - started) / n
-        held = trip.members()
-        for i in sorted(living):
+            self._thin(trip, references, losses, goal, last=goal == steps)
+            if goal == steps or not living:
+                break
+            self.progress.rung(trip.first + len(living), goal, steps, len(living))
+            trip.round.keep(lambda place: place // self.n_splits in living, rung=rung)
+        if trip.round.step == steps:
+            self._complete_all(trip, references, losses, started)
+        self.folder.checkpoint(ON_ITS_WAY).unlink(missing_ok=True)
+        self.folder.note(elapsed_s=self.clock.elapsed_s, phases=self.clock.phases)
+
+    def _thin(
+        self, trip: Trip, references: References, losses: dict[int, np.ndarray], goal: int, *, last: bool
+    ) -> None:
+        """Report every living trial at a rung, then drop those that the pruner gives up."""
+        for i in sorted(trip.living):
+            trial = trip.living[i][0]
+            if goal not in self.study._storage.get_trial(trial._trial_id).intermediate_values:
+                trial.report(score(losses[i], references.single_losses, self.weights), goal)
+        if last:
+            return
+        for i in [i for i in sorted(trip.living) if trip.living[i][0].should_prune()]:
+            self._prune(trip.living.pop(i)[0], losses[i], references)
+
+    def _complete_all(self, trip: Trip, references: References, losses: dict[int, np.ndarray], started: float) -> None:
+        share = (time.monotonic() - started) / max(1, len(trip.living))
+        held = trip.round.members()
+        for i in sorted(trip.living):
             places = range(i * self.n_splits, (i + 1) * self.n_splits)
             trained = tuple(held[p][0].trained(held[p][1]) for p in places)
-            self._complete(*living[i], trained, losses[i], references, train_s=share)
+            self._complete(*trip.living[i], trained, losses[i], references, train_s=share)
 
     def _losses(self, trip: Round, living: dict[int, Any]) -> dict[int, np.ndarray]:
         """Return each living trial's losses [T], the mean over its splits at their best looks."""
@@ -362,6 +432,11 @@ class Driver:
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return max(trials, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number))
 
+    def _ordinal(self, number: int) -> int:
+        """Return a trial's place among those that did not fail: kills shift numbers, never this."""
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(t.number < number and t.state != TrialState.FAIL for t in trials)
+
     def candidate(self, number: int) -> tuple[select.Candidate, MemberSpec]:
         """Return a complete trial's members from disk and its spec."""
         members, info = load_members(self.folder.checkpoint(f"trial-{number:05d}"))
@@ -378,9 +453,9 @@ class Driver:
             return singles
         path = self.folder.checkpoint(f"singles-of-trial-{best.number:05d}")
         if not path.is_file():
-            spec = self.candidate(best.number)[1]
-            members = [m for name in names for m in self._members(alone(spec, name, names), "final", best.number, name)]
-            trip = Round(members, self.executor, seed=stable_seed(self.seed, "finals", best.number))
+            spec, ordinal = self.candidate(best.number)[1], self._ordinal(best.number)
+            members = [m for name in names for m in self._members(alone(spec, name, names), "final", ordinal, name)]
+            trip = Round(members, self.executor, seed=stable_seed(self.seed, "finals", ordinal))
             whole = not self.interrupted and trip.advance(spec.training.steps, reference=None, deadline=self.deadline())
             if not whole:
                 return singles
