@@ -37,16 +37,25 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, content in {**files, CHECKSUMS: to_json(sums)}.items():
             (fresh / name).write_bytes(content)
         fresh.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            folder.rename(old / folder.name)
-            fresh.rename(folder)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(folder)
+        _replace(folder, fresh)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """Rename `fresh` to `folder`; the folder that was there goes, or stays where the renaming fails."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    try:
+        folder.rename(aside / folder.name)
+        fresh.rename(folder)
+    finally:
+        if not folder.exists():
+            (aside / folder.name).rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -71,6 +80,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises ArtifactError: no model folder, a file is missing or changed, or the format is newer than this version reads.
     """
     sums = _read_json(folder, CHECKSUMS)
+    if not isinstance(sums, dict) or not {MANIFEST, WEIGHTS, SAMPLES, CARD} <= sums.keys():
+        raise ArtifactError(
+            f"Model {folder}: {CHECKSUMS} is damaged; copy the whole folder again or package the run anew."
+        )
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():

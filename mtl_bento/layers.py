@@ -135,7 +135,8 @@ def stacked_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = x.reshape(n, m * rows, width).expand(members, m * rows, width)
         weight, bias = weight[:, 0], None if bias is None else bias[:, 0]  # [K, F, D]
     out = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
-    return out.view(members, max(m, inner), rows, -1)
+    # Not -1: with no rows it would be ambiguous.
+    return out.view(members, max(m, inner), rows, out.shape[-1])
 
 
 def side_by_side(x: Tensor, linears: Sequence[StackedLinear]) -> list[Tensor]:
@@ -149,7 +150,13 @@ def side_by_side(x: Tensor, linears: Sequence[StackedLinear]) -> list[Tensor]:
     return list(out.split([weight.shape[-1] for weight in weights], -1))
 
 
-class Dropout(nn.Module):
+class Random(nn.Module):
+    """A module that draws in training, from `generator`; `Network.set_generator` sets it."""
+
+    generator: Generator | None = None
+
+
+class Dropout(Random):
     """Dropout with a rate for each member; rates are rounded to 1/256, since the bits are drawn as bytes.
 
     The bits are drawn for the whole stack from `generator`, which whoever trains must set; with every rate at 0, and in
@@ -161,9 +168,8 @@ class Dropout(nn.Module):
 
     def __init__(self, rates: Sequence[float]) -> None:
         super().__init__()
-        steps = [round(rate * 256) for rate in rates]
+        steps = [min(round(rate * 256), 255) for rate in rates]
         self.active = any(steps)
-        self.generator: Generator | None = None
         self.register_buffer("threshold", torch.tensor(steps, dtype=torch.uint8).view(-1, 1, 1, 1), persistent=False)
         scale = torch.tensor([256 / (256 - step) for step in steps], dtype=torch.float64).view(-1, 1, 1, 1)
         self.register_buffer("scale", scale, persistent=False)

@@ -143,7 +143,7 @@ class Model:
             artifact.SAMPLES: artifact.to_json(self._samples()),
             artifact.CARD: self.card_text().encode(),
         }
-        artifact.write_folder(folder, files)
+        artifact.write_folder(Path(folder), files)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

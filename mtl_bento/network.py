@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from mtl_bento.columns._base import Column
 from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec
 from mtl_bento.heads._base import HEADS, Head, HeadSpec
-from mtl_bento.layers import Dropout, PerMember, Stacked
+from mtl_bento.layers import PerMember, Random, Stacked
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import Task
 from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
@@ -170,12 +170,16 @@ class Network(nn.Module):
         with torch.no_grad():
             for part in self.parts():
                 if (share := part.share(part.parameter, k)) is not None:
+                    if share.shape != state[part.name].shape:  # `copy_` would broadcast it
+                        raise ValueError(
+                            f"{part.name} has shape {tuple(state[part.name].shape)}, not {tuple(share.shape)}"
+                        )
                     share.copy_(state[part.name])
 
     def set_generator(self, generator: Generator) -> None:
-        """Give every dropout layer the generator of its bits."""
+        """Give every module that draws in training the generator of its bits."""
         for module in self.modules():
-            if isinstance(module, Dropout):
+            if isinstance(module, Random):
                 module.generator = generator
 
     def n_parameters(self, k: int) -> int:

@@ -56,6 +56,10 @@ class Registry(Generic[Built]):
         """Return the spec that `data` describes; raises UnknownKindError or SpecError in one line."""
         if isinstance(data, Spec):
             return data
+        if not isinstance(data, Mapping):
+            raise SpecError(
+                f"{self.family} {data!r} is no mapping; write {{kind: NAME}}, NAME one of {listing(self.kinds())}."
+            )
         spec = self.spec_class(str(data.get("kind")))
         try:
             return spec.model_validate(dict(data))

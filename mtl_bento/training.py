@@ -153,20 +153,19 @@ class Cohort:
         self.network = Network(
             [s.network for s in specs], dataset.inputs, dataset.tasks, [m.seed for m in self.members]
         )
+        names = [task.name for task in dataset.tasks]
+        weighting_class = WEIGHTINGS.class_of(type(self.training.weighting))
+        self.weighting: Any = weighting_class([s.training.weighting for s in specs], names)
+        # Part of the network while it trains: what a weighting learns is trained, kept and restacked like the rest.
+        self.network.add_module("weighting", self.weighting)
         self.network.to(device=dataset.device, dtype=dataset.dtype)
         self.flat = Flat.of(self.network)
         self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
         self.counter = torch.full((), float(self.step), device=dataset.device)
         self._delta = torch.zeros_like(self.flat.data)
-        weighting_class = WEIGHTINGS.class_of(type(self.training.weighting))
-        names = [task.name for task in dataset.tasks]
-        self.weighting: Any = weighting_class([s.training.weighting for s in specs], names)
-        self.weighting.to(device=dataset.device, dtype=dataset.dtype)
         self._columns(dataset)
         self.judged = torch.tensor([judged_tasks(m, names) for m in self.members], device=dataset.device)
-        self.unit = (
-            torch.ones_like(dataset.trivial) if reference is None else torch.tensor(reference).to(dataset.trivial)
-        )
+        self.unit = torch.ones_like(dataset.trivial) if reference is None else dataset.trivial.new_tensor(reference)
         n = len(self.members)
         self.best = Best(
             torch.full((n,), math.inf, device=dataset.device, dtype=dataset.dtype),
@@ -185,7 +184,7 @@ class Cohort:
         for name, matrix in self._matrices().items():
             self.flat.write(matrix, k, state.tensors[name])
         self.best.score[k] = state.score
-        self.best.losses[k] = torch.tensor(state.losses).to(self.best.losses)
+        self.best.losses[k] = torch.tensor(state.losses, dtype=self.best.losses.dtype)
 
     def stack(self, *, stopped: bool = False) -> Stack:
         """Return the cohort at rest."""
@@ -305,12 +304,16 @@ class Cohort:
             answers = self.network.answers(blocks)
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))
             losses = torch.stack([task.answer_losses(a, y) for task, a, y in pairs])  # [T, K, V]
-            known = ~losses.isnan()
+            known = torch.stack(
+                [task.known(y).expand(losses.shape[1:]) for task, y in zip(dataset.tasks, targets, strict=True)]
+            )
             w = known.to(losses.dtype) if weights is None else known * weights
-            total = total + (losses.nan_to_num(0.0) * w).sum(-1)
+            total = total + (torch.where(known, losses, 0.0) * w).sum(-1)
             count = count + w.sum(-1)
         assert isinstance(total, Tensor)
-        return (total / count).T
+        assert isinstance(count, Tensor)
+        # A member that diverged answers NaN: that is the worst loss there is, not a task without labels.
+        return torch.where(count > 0, (total / count).nan_to_num(nan=math.inf), torch.nan).T
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -334,6 +337,8 @@ def advance(
 
 def restack(stacks: Sequence[Stack], kept: Sequence[Sequence[int]], *, seed: int) -> Stack:
     """Return one stack of the kept members of several at the same step, weights and moments with them."""
+    if len({stack.step for stack in stacks}) > 1:
+        raise ValueError(f"stacks must be at the same step to become one, not at {[stack.step for stack in stacks]}")
     pairs = [(s.members[k], s.states[k]) for s, places in zip(stacks, kept, strict=True) for k in places]
     pairs.sort(key=lambda pair: -pair[0].spec.network.trunk.shared_depth)
     members, states = zip(*pairs, strict=True)

@@ -21,6 +21,8 @@ from mtl_bento.spec import MustMatch
 
 KNOTS = 257
 """Quantiles kept of each column; finer ones changed nothing measurable."""
+FEW = 16
+"""Different values up to which a column's knots are its values themselves, not points between them."""
 CLIP = 3.0
 """Normal scores are cut at this many standard deviations."""
 
@@ -78,8 +80,8 @@ class NumericEncoder(Encoder[NumericEncoderSpec]):
         dtype = self.low.dtype
         x = values.to(self.quantiles.dtype).T.contiguous()  # [C, B]
         # Halfway between the two ends of a run of equal quantiles, as scikit-learn's QuantileTransformer does.
-        share = (_share(self.quantiles, x, right=False) + _share(self.quantiles, x, right=True)) / 2
-        score = torch.special.ndtri(share.double()).clamp(-CLIP, CLIP).to(dtype)
+        share = _halfway(self.quantiles, x)
+        score = torch.special.ndtri(share).clamp(-CLIP, CLIP).to(dtype)
         return torch.where(x.isnan(), torch.nan, score).T.contiguous()
 
     def forward(self, prepared: Tensor) -> Tensor:
@@ -100,18 +102,28 @@ def _knots(known: Tensor) -> Tensor:
     ordered = known.sort().values
     place = torch.linspace(0, len(ordered) - 1, KNOTS, dtype=torch.float64)
     low = place.floor().long()
-    high = place.ceil().long()
+    # Between two of few values lies nothing: a knot there would be a cut between bins.
+    high = low if len(ordered.unique_consecutive()) <= FEW else place.ceil().long()
     knots: Tensor = ordered[low] + (ordered[high] - ordered[low]) * (place - low)
     return knots.float()
+
+
+def _halfway(quantiles: Tensor, x: Tensor) -> Tensor:
+    """Return the share of training rows below x, halfway into a run of equal quantiles; [C, B] in float64."""
+    # In float64, as the difference of two float32 numbers may be beyond float32.
+    quantiles, x = quantiles.double(), x.double()
+    return (_share(quantiles, x, right=False) + _share(quantiles, x, right=True)) / 2
 
 
 def _share(quantiles: Tensor, x: Tensor, *, right: bool) -> Tensor:
     """Return the share of training rows below x by linear interpolation: quantiles [C, Q], x [C, B] -> [C, B]."""
     last = quantiles.shape[1] - 1
-    upper = torch.searchsorted(quantiles, x.nan_to_num(0.0), right=right).clamp(1, last)
+    found = torch.searchsorted(quantiles, x.nan_to_num(0.0), right=right)
+    upper = found.clamp(1, last)
     lo, hi = quantiles.gather(1, upper - 1), quantiles.gather(1, upper)
     part = ((x - lo) / (hi - lo).clamp_min(torch.finfo(x.dtype).tiny)).clamp(0, 1)
-    return (upper - 1 + part) / last
+    # Past the last knot: also at the upper end of a run of equal quantiles, where lo == hi.
+    return torch.where(found > last, 1.0, (upper - 1 + part) / last)
 
 
 def _edges(quantiles: Tensor, n_bins: int) -> list[list[float]]:
@@ -124,6 +136,5 @@ def _edges(quantiles: Tensor, n_bins: int) -> list[list[float]]:
 
 def _scores_of_knots(quantiles: Tensor) -> Tensor:
     """Return the normal scores [C, Q] of the knots themselves."""
-    share = (_share(quantiles, quantiles, right=False) + _share(quantiles, quantiles, right=True)) / 2
-    scores: Tensor = torch.special.ndtri(share.double()).clamp(-CLIP, CLIP)
+    scores: Tensor = torch.special.ndtri(_halfway(quantiles, quantiles)).clamp(-CLIP, CLIP)
     return scores.float()

@@ -42,10 +42,12 @@ class VectorEncoder(Encoder[VectorEncoderSpec]):
     @classmethod
     def fit(cls, columns: Sequence[Column], values: Tensor) -> dict[str, Tensor]:
         """values [N, C] with NaN in missing vectors -> mean and spread [C], the first number's place of each column."""
+        values = values.double()  # squares of numbers beyond 1e19 are infinite in 32 bits
         mean = values.nanmean(0).nan_to_num(0.0)
         spread = (values - mean).square().nanmean(0).sqrt().nan_to_num(0.0)
         sizes = torch.tensor([column.n_features for column in columns])
-        return {"mean": mean, "spread": torch.where(spread > 0, spread, 1.0), "first": sizes.cumsum(0) - sizes}
+        spread = torch.where(spread > 0, spread, 1.0)
+        return {"mean": mean.float(), "spread": spread.float(), "first": sizes.cumsum(0) - sizes}
 
     def prepare(self, values: Tensor) -> Tensor:
         """Raw numbers [B, C] -> standardised, cut at ten standard deviations, NaN where missing: [B, C]."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from mtl_bento.columns.categorical import by_text, text_of
@@ -17,6 +17,8 @@ from mtl_bento.errors import SchemaError, SpecError, listing, nearest
 from mtl_bento.tasks._base import Task, TaskSpec, shortest
 
 Label = bool | int | float | str
+LabelText = Annotated[str, BeforeValidator(lambda label: text_of(label) if isinstance(label, Label) else label)]
+"""A label by its canonical text: YAML reads `true` and `3` as no text."""
 MOST_PROBABILITIES = 10
 """How many probabilities an answer lists: the likeliest."""
 
@@ -28,7 +30,7 @@ class LevelsSpec(TaskSpec):
     """The labels in their own type; learned where not given."""
     dtype: str = "string"
     """Arrow type of the labels."""
-    class_weight: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    class_weight: Literal["balanced"] | dict[LabelText, Annotated[float, Field(gt=0)]] | None = None
     """Weight of a label's rows in the loss, by label; "balanced" weighs each label alike."""
     frequencies: tuple[float, ...] = ()
     """Share of each level among the labelled training rows."""
@@ -54,7 +56,10 @@ class LevelsTask(Task[AnySpec]):
                 f"Target {spec.name!r} is missing in every training row; label some rows or leave it out."
             )
         levels = spec.levels or tuple(sorted((value for _, value in firsts), key=lambda v: (isinstance(v, str), v)))
-        known = {text_of(level) for level in levels}
+        texts = [text_of(level) for level in levels]
+        if twice := [text for text in texts if texts.count(text) > 1]:
+            raise SpecError(f"Target {spec.name!r}: `levels` names {twice[0]!r} more than once; name each label once.")
+        known = set(texts)
         if unknown := [text for text, _ in firsts if text not in known]:
             raise SchemaError(_unknown_label(spec.name, unknown[0], levels))
         if len(firsts) < 2:
@@ -65,7 +70,7 @@ class LevelsTask(Task[AnySpec]):
         levels = cls.arrange(spec, levels)
         counts = dict(zip([text for text, _ in firsts], np.bincount(places[places >= 0]).tolist(), strict=True))
         shares = tuple(counts.get(text_of(level), 0) / sum(counts.values()) for level in levels)
-        dtype = str(pa.array(levels, _own_type(values.type)).type)
+        dtype = str(_typed(levels, values.type).type)
         return spec.model_copy(update={"levels": levels, "dtype": dtype, "frequencies": shares})
 
     @classmethod
@@ -144,6 +149,14 @@ class LevelsTask(Task[AnySpec]):
 
     def _typed(self) -> pa.Array:
         return pa.array(self.spec.levels, _arrow_type(self.spec.dtype))
+
+
+def _typed(levels: tuple[Label, ...], kind: pa.DataType) -> pa.Array:
+    """Return the levels in the target's own type where they fit it, else in the type that they have."""
+    try:
+        return pa.array(levels, _own_type(kind))
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array(levels)
 
 
 def _own_type(kind: pa.DataType) -> pa.DataType | None:

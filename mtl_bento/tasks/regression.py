@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtl_bento.errors import SchemaError
 from mtl_bento.spec import Finite
+from mtl_bento.table import plain
 from mtl_bento.tasks._base import TASKS, Task, TaskSpec, shortest, zero_fill
 
 
@@ -24,6 +25,10 @@ class RegressionSpec(TaskSpec):
     """Standard deviation of the training labels."""
     dtype: str = "double"
     """Arrow type of the predictions: the target's own where it is a float."""
+
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that a label may be."""
 
 
 @TASKS.register(RegressionSpec)
@@ -108,15 +113,18 @@ class Regression(Task[RegressionSpec]):
 
 def _numbers(name: str, values: pa.ChunkedArray) -> np.ndarray:
     """Return labels as float64 [B] with NaN where missing; raises SchemaError naming the first that is no number."""
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+    cells = plain(values)
+    if pa.types.is_large_string(cells.type):  # an empty text is missing, as in inputs
+        cells = pc.if_else(pc.equal(pc.utf8_trim_whitespace(cells), ""), pa.scalar(None, cells.type), cells)
     try:
-        numbers = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        numbers = pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise SchemaError(_not_a_number(name, values)) from None
-    if np.isinf(numbers).any():
-        row = int(np.isinf(numbers).argmax())
-        raise SchemaError(f"Target {name!r}, row {row}: infinity is not a label; clear the cell or correct it.")
+    endless = np.abs(numbers) > LARGEST  # beyond 32 bits, where squares and answers are infinite
+    if endless.any():
+        row = int(endless.argmax())
+        what = "infinity" if np.isinf(numbers[row]) else f"{numbers[row]:g} (beyond 32 bits)"
+        raise SchemaError(f"Target {name!r}, row {row}: {what} is not a label; clear the cell or correct it.")
     return np.asarray(numbers, dtype=np.float64)
 
 

@@ -12,13 +12,14 @@ TRUNKS.register(MySpec)(ModuleTrunk)
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
 
 from mtl_bento.errors import SpecError
-from mtl_bento.layers import PerMember
+from mtl_bento.layers import PerMember, Random
 from mtl_bento.trunks._base import Trunk, TrunkSizes, TrunkSpec
 
 
@@ -30,7 +31,7 @@ class ModuleTrunkSpec(TrunkSpec):
         """Return a module from features [B, F] to states [B, width]."""
 
 
-class ModuleTrunk(Trunk[ModuleTrunkSpec]):
+class ModuleTrunk(Trunk[ModuleTrunkSpec], Random):
     """K ordinary modules, looped over."""
 
     def __init__(self, specs: Sequence[ModuleTrunkSpec], sizes: TrunkSizes, generators: Sequence[Generator]) -> None:
@@ -42,10 +43,22 @@ class ModuleTrunk(Trunk[ModuleTrunkSpec]):
     def forward(self, features: Tensor) -> list[Tensor]:
         """features [K or 1, B, F] -> T of [K, 1, B, D]; narrower members' states are padded with zeros."""
         members = features.expand(len(self.specs), -1, -1)
-        states = [module(x) for module, x in zip(self.modules_of_members, members, strict=True)]
+        with self._drawing(features.device):
+            states = [module(x) for module, x in zip(self.modules_of_members, members, strict=True)]
         widest = max(self.widths)
         padded = [nn.functional.pad(state, (0, widest - state.shape[-1])) for state in states]
         return [torch.stack(padded).unsqueeze(1)] * self.sizes.n_tasks
+
+    @contextmanager
+    def _drawing(self, device: torch.device) -> Iterator[None]:
+        """Let modules that draw from the global generator (nn.Dropout) draw what this stack's own seeds."""
+        if not self.training or self.generator is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed = torch.randint(2**62, (), generator=self.generator, device=device)
+            torch.manual_seed(int(seed))
+            yield
 
 
 def _seeded(spec: ModuleTrunkSpec, n_features: int, generator: Generator) -> nn.Module:
