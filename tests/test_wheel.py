@@ -50,7 +50,8 @@ def test_every_module_of_the_checkout_is_in_the_wheel(built: Path) -> None:
 
 def test_the_sdist_holds_the_licence(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
-    assert any(name.endswith("/LICENSE") for name in tarfile.open(sdist).getnames())
+    with tarfile.open(sdist) as archive:
+        assert any(name.endswith("/LICENSE") for name in archive.getnames())
 
 
 def test_the_installed_wheel_works_outside_the_checkout_beside_a_search_py_of_the_users(
@@ -63,10 +64,10 @@ def test_the_installed_wheel_works_outside_the_checkout_beside_a_search_py_of_th
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
     subprocess.run(install, check=True)
     script = (
-        "import sys; sys.path[:0] = ['', %r]\n"
+        f"import sys; sys.path[:0] = ['', {str(site)!r}]\n"
         "import mtl_bento as mb, mtl_bento_search.api\n"
-        "assert mb.__file__.startswith(%r) and mtl_bento_search.api.__file__.startswith(%r)\n"
-        "assert callable(mb.search)\n" % (str(site), str(site), str(site))
+        f"assert mb.__file__.startswith({str(site)!r}) and mtl_bento_search.api.__file__.startswith({str(site)!r})\n"
+        "assert callable(mb.search)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

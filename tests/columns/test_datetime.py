@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from mtl_bento.columns.datetime import ISO, MILLISECONDS, DatetimeColumn, _checked, _moments, _strict, quickly
 from mtl_bento.errors import SchemaError
+
+calm = settings(deadline=None, derandomize=True)
+"""The same examples on every machine, however busy."""
 
 
 def fit(cells: Any, kind: pa.DataType | None = None) -> DatetimeColumn:
@@ -170,12 +173,14 @@ TEXTS = st.one_of(
 )
 
 
+@calm
 @given(TEXTS)
 def test_what_is_read_quickly_is_what_arrow_reads(text: str) -> None:
     if (moment := quickly(text)) is not None:
         assert moment == by_arrow(text)
 
 
+@calm
 @given(TEXTS)
 def test_a_request_takes_exactly_the_texts_that_arrow_reads(text: str) -> None:
     try:

@@ -39,7 +39,7 @@ def outcome(run: Run) -> dict[str, Any]:
     return {
         "trials": [(t.state, t.value, t.params, t.intermediate_values) for t in trials],
         "single": result["single_task_losses"],
-        "tasks": [(t["task"], t["ours"], t["single_task"], t["served_by"].startswith("trial")) for t in result["tasks"]],
+        "tasks": [(t["task"], t["ours"], t["single_task"]) for t in result["tasks"]],
         "network": result["network"]["groups"][0]["parameters"],
     }
 
