@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.trial import FrozenTrial
 
 from mtl_bento.errors import SpecError
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
+from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.finish import finish
 from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
+from mtl_bento_search.references import obtain, shortened_steps
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import Clock, Folder, Run, open_storage, spec_digest
+from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
-from mtl_bento_search.study import Driver, budget, open_study, pick_device, shortened_steps
+from mtl_bento_search.study import Driver, open_study
 from mtl_bento_search.tuning import tune_process
-
-MANY_ROWS = 20_000
-"""Training rows from which a plain MLP is the default trunk (measured, LOG.md)."""
 
 Callback = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -112,16 +113,11 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
     return Space(
         list(problem.dataset.inputs.columns),
         problem.names,
-        trunks=spec.search.trunk or default_trunks(problem),
+        trunks=spec.search.trunk or default_trunks(len(problem.protocol.learned)),
         domains=spec.search.space,
         batch_size=batch,
         steps=steps or whole,
     )
-
-
-def default_trunks(problem: Problem) -> tuple[str, ...]:
-    """Return the trunks to search, the default first: TabM, or on many rows, where it costs too much, the MLP."""
-    return ("mlp", "tabm") if len(problem.protocol.learned) >= MANY_ROWS else ("tabm", "mlp")
 
 
 def _searched(
@@ -158,48 +154,63 @@ def _searched(
     for note in problem.notes:
         progress.say(f"Split: {note}.")
     with progress, make_executor(problem.dataset) as workers:
-        driver = Driver(
-            problem, make_space(problem, spec, steps=state.get("steps")), study, workers, folder, clock,
-            seed=spec.search.seed, own_sampler=sampler is None, callbacks=callbacks, progress=progress,
-        )  # fmt: skip
-        with driver.interruptible():
-            result = _phases(driver, spec, problem, folder, clock, written, timeout_s)
+        space = make_space(problem, spec, steps=state.get("steps"))
+        sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)
+        with sitting.interruptible():
+            driver = _trials(sitting, spec, study, own_sampler=sampler is None, callbacks=callbacks)
+            result = _ended(driver, written)
     write_report(folder.path, result, study)
     return Run(folder.path, storage=held)
 
 
-def _phases(
-    driver: Driver,
-    spec: Config,
-    problem: Problem,
-    folder: Folder,
-    clock: Clock,
-    written: dict[str, Any],
-    timeout_s: float | None,
-) -> dict[str, Any]:
+def _trials(
+    sitting: Sitting, spec: Config, study: optuna.Study, *, own_sampler: bool, callbacks: Sequence[Callback]
+) -> Driver:
+    """Train the references, then search; return the driver."""
+    clock, folder = sitting.clock, sitting.folder
     with clock.phase("references"):
-        driver.progress.phase("references", "trial 0, and each task alone")
+        sitting.progress.phase("references", "trial 0, and each task alone")
         if "steps" not in folder.read_state():
-            whole = driver.space.member(driver.space.defaults()).training.steps
-            steps = shortened_steps(driver, whole, timeout_s=timeout_s)
+            whole = sitting.space.member(sitting.space.defaults()).training.steps
+            steps = shortened_steps(sitting, whole, timeout_s=clock.timeout_s)
             if steps < whole:
-                driver.progress.say(f"The timeout allows {steps} of {whole} steps a network; --timeout gives more.")
-            folder.note(steps=steps)
-            driver.space = make_space(problem, spec, steps=steps)
-        references = driver.references()
-        driver.study.set_user_attr(
-            "single_task_losses", dict(zip(problem.names, references.single_losses.tolist(), strict=True))
-        )
+                sitting.progress.say(f"The timeout allows {steps} of {whole} steps a network; --timeout gives more.")
+            folder.note(steps=steps, whole_steps=whole)
+            sitting.space = make_space(sitting.problem, spec, steps=steps)
+        references = obtain(sitting)
+        losses = dict(zip(sitting.problem.names, references.single_losses.tolist(), strict=True))
+        study.set_user_attr("single_task_losses", losses)
+    driver = Driver(sitting, study, references, own_sampler=own_sampler, callbacks=callbacks)
     with clock.phase("search"):
-        driver.progress.phase("search")
-        driver.search(references, n_trials=spec.search.n_trials)
+        sitting.progress.phase("search")
+        driver.search(n_trials=spec.search.n_trials)
     folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases)
-    if (held := folder.read_result()) is not None and held["trials"]["total"] == driver.n_told():
-        driver.progress.say(
+    return driver
+
+
+def _ended(driver: Driver, written: dict[str, Any]) -> dict[str, Any]:
+    """Return the result: the one that stands where nothing new was tried, else choose, test and write."""
+    held: dict[str, Any] | None = driver.sitting.folder.read_result()
+    if held is not None and held["trials"]["total"] == driver.n_told():
+        driver.sitting.progress.say(
             "Nothing new was tried since the last result; it stands. Raise --n-trials or --timeout for more."
         )
         return held
-    return finish(driver, references, folder, clock, written)
+    return finish(driver, written)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name, "auto" being CUDA where it is present; raises SpecError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise SpecError(
+            f"Device {name!r} is not here; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else "") + "."
+        ) from None
+    return device
 
 
 def written_spec(spec: Config, problem: Problem, name: str, storage: str | None) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from optuna.trial import TrialState
 
 from mtl_bento.model import Model
 from mtl_bento_search import metrics, select
+from mtl_bento_search.finals import single_task_candidates
 from mtl_bento_search.problem import Problem
-from mtl_bento_search.run import MODEL, Clock, Folder
+from mtl_bento_search.run import MODEL
 from mtl_bento_search.select import Choice
-from mtl_bento_search.study import Driver, References
+from mtl_bento_search.study import Driver
 
 MIN_FOR_IMPORTANCE = 30
 """Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
@@ -84,23 +85,22 @@ def _quiet(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray
         return metrics.measure(name, truth, scored, weights)
 
 
-def finish(
-    driver: Driver, references: References, folder: Folder, clock: Clock, spec: dict[str, Any]
-) -> dict[str, Any]:
+def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
     """Choose, test, write model, result and report; return the result."""
-    problem = driver.problem
+    sitting = driver.sitting
+    problem, folder, clock = sitting.problem, sitting.folder, sitting.clock
     best = driver.best_trial()
     with clock.phase("finals"):
-        driver.progress.phase("finals", "single-task networks at the best configuration")
-        singles = driver.finals(best, references)
+        sitting.progress.phase("finals", "single-task networks at the best configuration")
+        singles = single_task_candidates(driver, best)
     with clock.phase("test"):
-        driver.progress.phase("test", "the locked rows, once")
+        sitting.progress.phase("test", "the locked rows, once")
         choice = select.choose(driver.candidate(best.number)[0], singles, problem.dataset)
         records = test(problem, choice)
         looks = int(folder.read_state().get("tests", 0)) + 1
         folder.note(tests=looks)
     with clock.phase("report"):
-        result = _result(driver, references, choice, records, spec, looks=looks)
+        result = _result(driver, choice, records, spec, looks=looks)
         model = make_model(problem, choice.members, choice.blend, card=_card(spec, problem, records, choice))
         model.save(folder.path / MODEL)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
@@ -156,14 +156,13 @@ def requirements(members: Sequence[Any]) -> list[str]:
 
 def _result(
     driver: Driver,
-    references: References,
     choice: Choice,
     records: list[dict[str, Any]],
     spec: dict[str, Any],
     *,
     looks: int,
 ) -> dict[str, Any]:
-    problem, study = driver.problem, driver.study
+    problem, study, references = driver.sitting.problem, driver.study, driver.references
     trials = study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     best = driver.best_trial()
@@ -171,7 +170,7 @@ def _result(
     return {
         "version": 1,
         "name": spec["name"],
-        "seed": driver.seed,
+        "seed": driver.sitting.seed,
         "device": str(problem.dataset.device),
         "torch": torch.__version__,
         "optuna": optuna.__version__,

@@ -94,6 +94,16 @@ class Round:
         """Return, by place in the round, the stack and the row that holds each member still in it."""
         return {place: (stack, k) for places, stack in self.packed for k, place in enumerate(places)}
 
+    def looks(self, places: Sequence[int]) -> dict[int, list[list[float]]]:
+        """Return the losses [T] of each of some members by step, where all of them looked since they were stacked."""
+        held = self.members()
+        found: dict[int, list[list[float]]] = {}
+        for place in places:
+            stack, k = held[place]
+            for step, losses in stack.curve:
+                found.setdefault(step, []).append(losses[k])
+        return {step: losses for step, losses in sorted(found.items()) if len(losses) == len(places)}
+
     def keep(self, wanted: Callable[[int], bool], *, rung: int) -> None:
         """Drop the members whose place is not wanted, and stack the others anew by size."""
         held = {place: at for place, at in self.members().items() if wanted(place)}

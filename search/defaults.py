@@ -1,0 +1,20 @@
+"""What the number of rows asks for: batch size, steps and the default trunk."""
+
+from __future__ import annotations
+
+import math
+
+MANY_ROWS = 20_000
+"""Training rows from which a plain MLP is the default trunk (measured, LOG.md)."""
+
+
+def budget(n_rows: int) -> tuple[int, int]:
+    """Return (batch size, steps) for a number of training rows: about 100 batches an epoch, at most 512 rows each."""
+    batch = int(2 ** round(math.log2(min(512, max(32, n_rows / 100)))))
+    steps = 1024 if n_rows < 3_000 else 1536 if n_rows < 30_000 else 2560
+    return min(batch, n_rows), steps
+
+
+def default_trunks(n_rows: int) -> tuple[str, ...]:
+    """Return the trunks to search, the default first: TabM, or on many rows, where it costs too much, the MLP."""
+    return ("mlp", "tabm") if n_rows >= MANY_ROWS else ("tabm", "mlp")

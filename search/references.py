@@ -1,0 +1,157 @@
+"""The reference cohort: trial 0 at the defaults, and each task alone; their losses are the unit of every score.
+
+Letters: T tasks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mtl_bento.errors import RunError
+from mtl_bento.network import Trained
+from mtl_bento.training import EVALUATIONS, Member, stable_seed
+from mtl_bento_search.checkpoints import load_members, save_members
+from mtl_bento_search.rounds import Round, rungs
+from mtl_bento_search.select import Candidate
+from mtl_bento_search.sitting import Sitting
+from mtl_bento_search.space import alone
+
+SEEDS = 3
+"""Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
+REFERENCE_SHARE = 0.3
+"""Most of a timeout that the references may take; beyond it, every budget of steps is shortened."""
+
+
+@dataclass
+class References:
+    """What the reference cohort gave: trial 0 and each task alone."""
+
+    default: Candidate
+    singles: tuple[Candidate, ...]
+    default_losses: np.ndarray
+    """Losses [T] of trial 0 on validation, mean over the splits."""
+    single_losses: np.ndarray
+    """Losses [T] of each task alone, mean over splits and seeds: the unit of every score."""
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Looks at the validation rows by name, [[step, mean loss], ...]."""
+    rungs: dict[int, list[float]] = field(default_factory=dict)
+    """Losses [T] of trial 0 at each rung."""
+
+
+def obtain(sitting: Sitting) -> References:
+    """Train, or read back, trial 0 and each task alone."""
+    path = sitting.folder.checkpoint("references")
+    if path.is_file():
+        return _read(sitting, path)
+    spec = sitting.space.member(sitting.space.defaults())
+    members = sitting.members(spec, "trial", 0)
+    seeds = 1 if sitting.n_splits > 1 else SEEDS
+    names = sitting.problem.names
+    for name in names:
+        for seed in range(seeds):
+            members += sitting.members(alone(spec, name, names), "single", name, seed)
+    marks = rungs(spec.training.steps)
+    trip = Round(members, sitting.executor, seed=stable_seed(sitting.seed, "references"))
+    own = range(sitting.n_splits)
+    at_rungs: dict[int, list[float]] = {}
+    started = time.monotonic()
+    for goal in marks:
+        whole = trip.advance(goal, reference=None, deadline=sitting.deadline())
+        held = trip.members()
+        at_rungs[goal] = np.mean([held[p][0].losses[held[p][1]] for p in own], axis=0).tolist()
+        if not whole:
+            break
+    spent = time.monotonic() - started
+    found = _gathered(sitting, trip, seeds, at_rungs)
+    n_finals = len(names) * sitting.n_splits
+    sitting.folder.note(finals_s=spent * n_finals / len(members) * 1.3)
+    info = {
+        "default_losses": found.default_losses.tolist(),
+        "single_losses": found.single_losses.tolist(),
+        "curves": found.curves,
+        "rungs": {str(step): losses for step, losses in at_rungs.items()},
+    }
+    save_members(path, [m for c in (found.default, *found.singles) for m in c.members], info)
+    return found
+
+
+def _gathered(sitting: Sitting, trip: Round, seeds: int, at_rungs: dict[int, list[float]]) -> References:
+    held = trip.members()
+    n, names = sitting.n_splits, sitting.problem.names
+    losses = [held[p][0].losses[held[p][1]] for p in sorted(held)]
+    if not np.isfinite(np.array([losses[p] for p in range(n)])).any():
+        raise RunError("The search ended before anything was trained; give it more time: --timeout 10m.")
+
+    def trained(first: int) -> tuple[Trained, ...]:
+        return tuple(held[p][0].trained(held[p][1]) for p in range(first, first + n))
+
+    singles, single_losses = [], []
+    for t, name in enumerate(names):
+        first = n + t * seeds * n
+        singles.append(Candidate(f"single-task {name}", trained(first)))
+        own = np.array([losses[p][t] for p in range(first, first + seeds * n)])
+        single_losses.append(float(np.nanmean(np.where(np.isfinite(own), own, 1.0))))
+    curves = {"trial 0": _curve(trip, range(n))}
+    for t, name in enumerate(names):
+        curves[name] = _curve(trip, range(n + t * seeds * n, n + (t + 1) * seeds * n), task=t)
+    default_losses = np.nanmean([losses[p] for p in range(n)], axis=0)
+    return References(
+        Candidate("trial 0", trained(0)),
+        tuple(singles),
+        default_losses,
+        np.array(single_losses),
+        curves,
+        at_rungs,
+    )
+
+
+def _read(sitting: Sitting, path: Path) -> References:
+    members, info = load_members(path)
+    n = sitting.n_splits
+    cut = [tuple(members[i : i + n]) for i in range(0, len(members), n)]
+    singles = tuple(Candidate(f"single-task {t}", c) for t, c in zip(sitting.problem.names, cut[1:], strict=True))
+    return References(
+        Candidate("trial 0", cut[0]),
+        singles,
+        np.array(info["default_losses"]),
+        np.array(info["single_losses"]),
+        info["curves"],
+        {int(step): losses for step, losses in info["rungs"].items()},
+    )
+
+
+def shortened_steps(sitting: Sitting, steps: int, *, timeout_s: float | None) -> int:
+    """Return how many steps the references can take within their share of a timeout: `steps`, or fewer.
+
+    The speed is measured on a few steps of trial 0 and noted in the run, so that a resumed run has the same budget.
+    """
+    if timeout_s is None:
+        return steps
+    spec = sitting.space.member(sitting.space.defaults())
+    names = sitting.problem.names
+    n_members = sitting.n_splits * (1 + len(names) * (1 if sitting.n_splits > 1 else SEEDS))
+    probe = [Member(spec, seed=k) for k in range(4 * sitting.executor.n_workers)]
+    trip = Round(probe, sitting.executor, seed=0)
+    # Each advance ends with a look at the validation rows; the first also warms up.
+    times = []
+    for goal in (2, 6, 22):
+        started = time.monotonic()
+        trip.advance(goal, reference=None, deadline=math.inf)
+        times.append((time.monotonic() - started) / len(probe))
+    per_step = max((times[2] - times[1]) / 12, 1e-7)
+    look = max(times[1] - 4 * per_step, 0.0)
+    affordable = (REFERENCE_SHARE * timeout_s / n_members - EVALUATIONS * look) / per_step
+    return steps if affordable >= steps else max(32, int(affordable) // 16 * 16)
+
+
+def _curve(trip: Round, places: Sequence[int], *, task: int | None = None) -> list[list[float]]:
+    """Return [[step, mean loss], ...] of some members: of one task, or the mean over tasks."""
+    looks = trip.looks(places)
+    cut = slice(None) if task is None else slice(task, task + 1)
+    return [[step, float(np.nanmean(np.array(losses)[:, cut]))] for step, losses in looks.items()]

@@ -1,0 +1,81 @@
+"""One sitting of a search: the data, the space, where it trains and what it knows of time; its phases share it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mtl_bento.dataset import Dataset
+from mtl_bento.training import Member, MemberSpec, stable_seed
+from mtl_bento_search.executors._base import Executor
+from mtl_bento_search.problem import Problem
+from mtl_bento_search.progress import Progress
+from mtl_bento_search.run import Clock, Folder
+from mtl_bento_search.space import Space
+
+REPORT_S, REPORT_SHARE = 4.0, 0.03
+"""Seconds, and share of the timeout, kept back for the test, the report and the model."""
+
+
+@dataclass
+class Sitting:
+    """What all phases of a search work with."""
+
+    problem: Problem
+    space: Space
+    executor: Executor
+    folder: Folder
+    clock: Clock
+    seed: int
+    progress: Progress
+    interrupted: bool = False
+    """Whether somebody asked to finish with what there is."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The rows."""
+        return self.problem.dataset
+
+    @property
+    def weights(self) -> list[float]:
+        """How much the user cares for each task."""
+        return [task.spec.weight for task in self.problem.tasks]
+
+    @property
+    def n_splits(self) -> int:
+        """Members of a configuration: one a split."""
+        return len(self.dataset.splits)
+
+    def members(self, spec: MemberSpec, *identity: Any) -> list[Member]:
+        """Return the members of a configuration, one a split, their seeds from what identifies them."""
+        return [Member(spec, stable_seed(self.seed, *identity, split), split) for split in range(self.n_splits)]
+
+    def deadline(self, reserve_s: float = 0.0) -> float:
+        """Return the `time.monotonic()` by which training must end, `reserve_s` earlier than the report needs."""
+        return self.clock.deadline(REPORT_S + REPORT_SHARE * (self.clock.timeout_s or 0.0) + reserve_s)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a first Ctrl-C end the training and finish with what there is, and a second one stop at once."""
+
+        def interrupt(_number: int, _frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self.progress.say(
+                "Interrupted: writing model and report from what is finished (Ctrl-C again stops at once)."
+            )
+            self.executor.stop()
+
+        try:
+            held = signal.signal(signal.SIGINT, interrupt)
+        except ValueError:  # not the main thread: whoever owns it decides
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, held)
