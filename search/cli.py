@@ -24,7 +24,7 @@ from mtl_bento_search.evaluation import evaluate, judged
 from mtl_bento_search.examples import EXAMPLES
 from mtl_bento_search.inference import Inference, infer
 from mtl_bento_search.problem import make_task
-from mtl_bento_search.progress import Progress, Terminal, clock_text
+from mtl_bento_search.progress import Progress, Terminal, clock_text, wide_console
 from mtl_bento_search.protocol import looks_like_split
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import REPORT, Run
@@ -85,7 +85,7 @@ def inspect_command(table: str, targets: tuple[str, ...], out: Path | None, as_j
 
 
 def _show_columns(frame: Any, tasks: list[Any], found: Inference, split: tuple[str, ...]) -> None:
-    console = Console()
+    console = wide_console()
     grid = Table(title=f"{frame.num_rows:,} rows, {len(frame.column_names)} columns", title_justify="left")
     for heading in ("column", "taken for", "what"):
         grid.add_column(heading, overflow="fold")
@@ -212,7 +212,7 @@ def _targets(table: str, config: Config | None, targets: tuple[str, ...]) -> dic
 
 def show_result(run: Run) -> None:
     """Print what a run found, where the report lies, and what to type next."""
-    result, console = run.result, Console()
+    result, console = run.result, wide_console()
     grid = Table(title=f"Test: {result['rows']['test']:,} locked rows", title_justify="left")
     for heading in ("task", "metric", "ours", "single-task", "better by (95 % interval)", "verdict"):
         grid.add_column(heading, overflow="fold")
@@ -284,7 +284,7 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
         for r in records:
             spread = f"{_figure(r['lower'])} to {_figure(r['upper'])}"
             grid.add_row(escape(r["task"]), r["metric"], _figure(r["value"]), spread, f"{r['n']:,}")
-        Console().print(grid)
+        wide_console().print(grid)
 
 
 @click.command("example")

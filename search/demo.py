@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx
 import pyarrow.compute as pc
-from rich.console import Console
 from rich.table import Table
 
 from mtl_bento import table as tables
 from mtl_bento.client import Client
 from mtl_bento_search.examples import EXAMPLES
+from mtl_bento_search.progress import wide_console
 
 ROWS = 20_000
 """Rows of the example: enough for honest figures, few enough for minutes."""
@@ -101,7 +101,7 @@ def show_answers(url: str, data: Path, targets: list[str]) -> None:
     for i in range(rows.num_rows):
         said = [f"{cell(answers[t][i].as_py())} ({cell(rows[t][i].as_py())})" for t in targets]
         grid.add_row(*(str(rows[name][i].as_py()) for name in ("carrier", "origin", "dest")), *said)
-    Console().print(grid)
+    wide_console().print(grid)
 
 
 def cell(value: object) -> str:

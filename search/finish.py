@@ -182,7 +182,10 @@ def _result(
             "folds": len(problem.protocol.splits),
         },
         "test_looks": looks,
-        "notes": list(problem.notes) + list(spec.get("notes", [])),
+        "notes": [*problem.notes, *_shortened(driver)],
+        "targets": [
+            {"name": t.name, "kind": t.spec.kind, "metric": t.metric, "weight": t.spec.weight} for t in problem.tasks
+        ],
         "inputs": [{"name": c.name, "kind": c.kind, "what": c.describe()} for c in problem.schema.columns],
         "left_out": [{"name": x.name, "reason": x.reason, "remedy": x.remedy} for x in problem.left_out],
         "tasks": records,
@@ -205,6 +208,13 @@ def _result(
         "importance": importance(study) if len(complete) >= MIN_FOR_IMPORTANCE else None,
         "network": _drawn(problem, choice),
     }
+
+
+def _shortened(driver: Driver) -> list[str]:
+    """Return a note where the timeout left each network fewer steps than it would have had."""
+    state = driver.sitting.folder.read_state()
+    steps, whole = int(state["steps"]), int(state.get("whole_steps", state["steps"]))
+    return [f"the timeout allowed {steps:,} of {whole:,} steps a network"] if steps < whole else []
 
 
 def importance(study: optuna.Study) -> dict[str, float] | None:

@@ -87,6 +87,11 @@ class Terminal(Progress):
         return grid
 
 
+def wide_console() -> Console:
+    """Return a console for tables: as wide as the terminal, 110 columns where the output goes elsewhere."""
+    return Console() if Console().is_terminal else Console(width=110)
+
+
 def clock_text(seconds: float) -> str:
     """Return 75 as "1:15"."""
     whole = int(seconds)

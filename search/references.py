@@ -39,7 +39,7 @@ class References:
     single_losses: np.ndarray
     """Losses [T] of each task alone, mean over splits and seeds: the unit of every score."""
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Looks at the validation rows by name, [[step, mean loss], ...]."""
+    """Looks of each task alone at its validation rows, by task, [[step, mean loss], ...]."""
     rungs: dict[int, list[float]] = field(default_factory=dict)
     """Losses [T] of trial 0 at each rung."""
 
@@ -97,7 +97,7 @@ def _gathered(sitting: Sitting, trip: Round, seeds: int, at_rungs: dict[int, lis
         singles.append(Candidate(f"single-task {name}", trained(first)))
         own = np.array([losses[p][t] for p in range(first, first + seeds * n)])
         single_losses.append(float(np.nanmean(np.where(np.isfinite(own), own, 1.0))))
-    curves = {"trial 0": _curve(trip, range(n))}
+    curves = {}
     for t, name in enumerate(names):
         curves[name] = _curve(trip, range(n + t * seeds * n, n + (t + 1) * seeds * n), task=t)
     default_losses = np.nanmean([losses[p] for p in range(n)], axis=0)
@@ -150,8 +150,6 @@ def shortened_steps(sitting: Sitting, steps: int, *, timeout_s: float | None) ->
     return steps if affordable >= steps else max(32, int(affordable) // 16 * 16)
 
 
-def _curve(trip: Round, places: Sequence[int], *, task: int | None = None) -> list[list[float]]:
-    """Return [[step, mean loss], ...] of some members: of one task, or the mean over tasks."""
-    looks = trip.looks(places)
-    cut = slice(None) if task is None else slice(task, task + 1)
-    return [[step, float(np.nanmean(np.array(losses)[:, cut]))] for step, losses in looks.items()]
+def _curve(trip: Round, places: Sequence[int], *, task: int) -> list[list[float]]:
+    """Return [[step, mean loss], ...] of some members on one task."""
+    return [[step, float(np.nanmean(np.array(losses)[:, task]))] for step, losses in trip.looks(places).items()]

@@ -123,8 +123,8 @@ class Facts:
 
     @cached_property
     def kinds(self) -> dict[str, str]:
-        """Kind of each task, where it is known."""
-        return {task.name: task.kind for task in self.tested}
+        """Kind of each task."""
+        return {target["name"]: target["kind"] for target in self.result["targets"]}
 
     @cached_property
     def single_losses(self) -> dict[str, float]:

@@ -130,6 +130,7 @@ def made_result(tasks: list[dict[str, Any]], *, n_trials: int = 4, **changes: An
         "python": "3.11.7",
         "rows": {"train": 1701, "valid": 1701, "test": 425, "folds": 5},
         "test_looks": 1,
+        "targets": [{"name": t["task"], "kind": t["kind"], "metric": t["metric"], "weight": 1.0} for t in tasks],
         "notes": ["the rows join the folds (`split: {folds: 0}` keeps them apart)"],
         "inputs": [{"name": "age", "kind": "numeric", "what": "whole number"}],
         "left_out": [],
