@@ -26,6 +26,9 @@ from mtl_bento_search.space import Space
 from mtl_bento_search.study import Driver, open_study
 from mtl_bento_search.tuning import tune_process
 
+SAID = 8
+"""Columns left out that are named when a search starts; the report names all."""
+
 Callback = Callable[[optuna.Study, FrozenTrial], None]
 
 
@@ -151,8 +154,8 @@ def _searched(
     }
     held = open_storage(folder.path, storage)
     study = open_study(written["name"], held, sampler=sampler, pruner=pruner, attrs=attrs)
-    for note in problem.notes:
-        progress.say(f"Split: {note}.")
+    for line in (*(f"Split: {note}." for note in problem.notes), *_left_out(problem)):
+        progress.say(line)
     with progress, make_executor(problem.dataset) as workers:
         space = make_space(problem, spec, steps=state.get("steps"))
         sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)
@@ -161,6 +164,13 @@ def _searched(
             result = _ended(driver, written)
     write_report(folder.path, result, study)
     return Run(folder.path, storage=held)
+
+
+def _left_out(problem: Problem) -> list[str]:
+    """Return a line for each column that is no input, and one for those beyond the first few."""
+    left = problem.left_out
+    lines = [f"Left out {x.name!r}: {x.reason}; {x.remedy}." for x in left[:SAID]]
+    return lines + ([f"Left out {len(left) - SAID} more; `mtl-bento inspect` and the report name them."] * (len(left) > SAID))
 
 
 def _trials(

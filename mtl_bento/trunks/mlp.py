@@ -21,10 +21,18 @@ class MLPSpec(TrunkSpec):
 class Layers(nn.Module):
     """`shared_depth` layers of linear map, activation and dropout for K members, narrowed as depth grows.
 
-    Letters: K members, M TabM's inner members, B rows, F inputs, D width.
+    Letters: K members, M TabM's inner members or a mixture's experts, B rows, F inputs, D width.
+
+    Args:
+        specs: one a member, deepest first.
+        n_features: F.
+        generators: one a member, for the initial weights.
+        inner: M where each of them has weights of its own, 1 where they share.
     """
 
-    def __init__(self, specs: Sequence[TrunkSpec], n_features: int, generators: Sequence[Generator]) -> None:
+    def __init__(
+        self, specs: Sequence[TrunkSpec], n_features: int, generators: Sequence[Generator], *, inner: int = 1
+    ) -> None:
         super().__init__()
         depths = [spec.shared_depth for spec in specs]
         if depths != sorted(depths, reverse=True):
@@ -38,7 +46,8 @@ class Layers(nn.Module):
             fan_in = [spec.width if level else n_features for spec in held]
             padded = (widest if level else n_features, widest)
             draws = generators[: len(held)]
-            self.linears.append(StackedLinear(fan_in, [s.width for s in held], generators=draws, padded=padded))
+            fan_out = [spec.width for spec in held]
+            self.linears.append(StackedLinear(fan_in, fan_out, generators=draws, inner=inner, padded=padded))
             self.dropouts.append(Dropout([spec.dropout for spec in held]))
             self.counts.append(len(held))
 
