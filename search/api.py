@@ -18,7 +18,7 @@ from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.finish import finish
 from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
-from mtl_bento_search.references import obtain, shortened_steps
+from mtl_bento_search.references import affordable, obtain
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import Clock, Folder, Run, open_storage, spec_digest
 from mtl_bento_search.sitting import Sitting
@@ -170,7 +170,9 @@ def _left_out(problem: Problem) -> list[str]:
     """Return a line for each column that is no input, and one for those beyond the first few."""
     left = problem.left_out
     lines = [f"Left out {x.name!r}: {x.reason}; {x.remedy}." for x in left[:SAID]]
-    return lines + ([f"Left out {len(left) - SAID} more; `mtl-bento inspect` and the report name them."] * (len(left) > SAID))
+    return lines + (
+        [f"Left out {len(left) - SAID} more; `mtl-bento inspect` and the report name them."] * (len(left) > SAID)
+    )
 
 
 def _trials(
@@ -182,10 +184,10 @@ def _trials(
         sitting.progress.phase("references", "trial 0, and each task alone")
         if "steps" not in folder.read_state():
             whole = sitting.space.member(sitting.space.defaults()).training.steps
-            steps = shortened_steps(sitting, whole, timeout_s=clock.timeout_s)
+            steps, seeds = affordable(sitting, whole)
             if steps < whole:
                 sitting.progress.say(f"The timeout allows {steps} of {whole} steps a network; --timeout gives more.")
-            folder.note(steps=steps, whole_steps=whole)
+            folder.note(steps=steps, whole_steps=whole, reference_seeds=seeds)
             sitting.space = make_space(sitting.problem, spec, steps=steps)
         references = obtain(sitting)
         losses = dict(zip(sitting.problem.names, references.single_losses.tolist(), strict=True))

@@ -12,10 +12,13 @@ import numpy as np
 from sklearn import metrics as sk
 
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
+Resampler = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 RESAMPLES = 300
 """Bootstrap draws; the 2.5 % points then rest on seven of them at either end."""
 MANY_ROWS, FEW_RESAMPLES = 10_000, 60
-"""From so many rows a metric is close to normal: so many draws give its standard error, in a fraction of the time."""
+"""From so many rows a metric that cannot be resampled at once gets so many draws, for its standard error alone."""
+CHUNK = 2**22
+"""Numbers of a matrix of draws that are held at once."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Metric:
 
     score: Scorer
     higher_is_better: bool = True
+    resample: Resampler | None = None
+    """The scores [R] of R draws at once: `resample(truth, scored, weights [R, B])`; else they are looped."""
 
 
 def _label(scored: np.ndarray) -> np.ndarray:
@@ -55,22 +60,75 @@ def _roc_auc_ovr(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | No
     return float(np.mean(areas))
 
 
+def _mean_of(values: Callable[[np.ndarray, np.ndarray], np.ndarray], root: bool = False) -> Resampler:
+    """Return a resampler of a metric that is a weighted mean over rows."""
+
+    def resample(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        means = weights @ values(truth, scored) / weights.sum(1)
+        return np.asarray(np.sqrt(means) if root else means)
+
+    return resample
+
+
+def _resample_r2(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    total = weights.sum(1)
+    mean = weights @ truth / total
+    # About the overall mean first: squares of large numbers would lose the difference.
+    centre = truth.mean()
+    around = weights @ (truth - centre) ** 2 - total * (mean - centre) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(1 - weights @ (truth - scored) ** 2 / around)
+
+
+def _resample_auc(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The share of pairs in the right order, ties counting half, by one sort for all draws."""
+    p = scored[:, 1]
+    order = np.argsort(p, kind="stable")
+    starts = np.flatnonzero(np.diff(p[order], prepend=np.nan) != 0)
+    positive = np.add.reduceat(weights[:, order] * (truth[order] == 1), starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * (truth[order] == 0), starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pairs = positive.sum(1) * negative.sum(1)
+        return np.asarray((positive * (below + negative / 2)).sum(1) / pairs)
+
+
+def _nats(truth: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    shares = scored.clip(1e-7, 1)
+    return np.asarray(-np.log(shares[np.arange(len(truth)), truth] / shares.sum(1)))
+
+
 METRICS: dict[str, Metric] = {
-    "roc_auc": Metric(_needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w)))),
+    "roc_auc": Metric(
+        _needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), resample=_resample_auc
+    ),
     "average_precision": Metric(
         _needs_both(lambda y, p, w: float(sk.average_precision_score(y, p[:, 1], sample_weight=w)))
     ),
-    "accuracy": Metric(lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w))),
+    "accuracy": Metric(
+        lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w)),
+        resample=_mean_of(lambda y, p: (_label(p) == y).astype(np.float64)),
+    ),
     "balanced_accuracy": Metric(_balanced),
     "f1": Metric(lambda y, p, w: float(sk.f1_score(y, _label(p), sample_weight=w, zero_division=0.0))),
     "f1_macro": Metric(
         lambda y, p, w: float(sk.f1_score(y, _label(p), average="macro", sample_weight=w, zero_division=0.0))
     ),
     "roc_auc_ovr": Metric(_needs_both(_roc_auc_ovr)),
-    "log_loss": Metric(_log_loss, higher_is_better=False),
-    "r2": Metric(lambda y, p, w: float(sk.r2_score(y, p, sample_weight=w)) if len(y) > 1 else float("nan")),
-    "rmse": Metric(lambda y, p, w: float(sk.root_mean_squared_error(y, p, sample_weight=w)), higher_is_better=False),
-    "mae": Metric(lambda y, p, w: float(sk.mean_absolute_error(y, p, sample_weight=w)), higher_is_better=False),
+    "log_loss": Metric(_log_loss, higher_is_better=False, resample=_mean_of(_nats)),
+    "r2": Metric(
+        lambda y, p, w: float(sk.r2_score(y, p, sample_weight=w)) if len(y) > 1 else float("nan"), resample=_resample_r2
+    ),
+    "rmse": Metric(
+        lambda y, p, w: float(sk.root_mean_squared_error(y, p, sample_weight=w)),
+        higher_is_better=False,
+        resample=_mean_of(lambda y, p: (y - p) ** 2, root=True),
+    ),
+    "mae": Metric(
+        lambda y, p, w: float(sk.mean_absolute_error(y, p, sample_weight=w)),
+        higher_is_better=False,
+        resample=_mean_of(lambda y, p: np.abs(y - p)),
+    ),
 }
 """Every metric that a task kind may name."""
 
@@ -122,19 +180,33 @@ def _intervals(
     held = np.flatnonzero(known_rows(truth))
     if not len(held):
         return [(float("nan"), float("nan"))] * len(scored)
-    rng = np.random.default_rng(seed)
+    truth, scored = truth[held], [each[held] for each in scored]
+    weights = np.ones(len(held)) if weights is None else weights[held]
     metric = METRICS[name]
+    many = metric.resample is None and len(held) >= MANY_ROWS
+    draws = FEW_RESAMPLES if many else RESAMPLES
+    columns = [_drawn(metric, truth, each, weights, draws, seed) for each in scored]
+    centres = [metric.score(truth, each, weights) for each in scored]
     sign = 1.0 if metric.higher_is_better else -1.0
+    pairs = [(columns[0], centres[0])]
+    pairs += [(sign * (columns[0] - c), sign * (centres[0] - m)) for c, m in zip(columns[1:], centres[1:], strict=True)]
+    return [_spread(column, centre if many else None) for column, centre in pairs]
 
-    def values(rows: np.ndarray) -> list[float]:
-        weight = None if weights is None else weights[rows]
-        first, *others = (metric.score(truth[rows], each[rows], weight) for each in scored)
-        return [first, *(sign * (first - other) for other in others)]
 
-    many = len(held) >= MANY_ROWS
-    drawn = np.array([values(rng.choice(held, len(held))) for _ in range(FEW_RESAMPLES if many else RESAMPLES)])
-    centres = values(held)
-    return [_spread(column, centre if many else None) for column, centre in zip(drawn.T, centres, strict=True)]
+def _drawn(
+    metric: Metric, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray, draws: int, seed: int
+) -> np.ndarray:
+    """Return a metric on `draws` bootstrap draws of the rows; the same seed draws the same rows whatever is scored."""
+    rng = np.random.default_rng(seed)
+    n, found = len(truth), []
+    for start in range(0, draws, step := max(1, CHUNK // n)):
+        rows = rng.integers(0, n, size=(min(step, draws - start), n))
+        if metric.resample is None:
+            found += [metric.score(truth[r], scored[r], weights[r]) for r in rows]
+        else:
+            counts = np.stack([np.bincount(r, minlength=n) for r in rows]) * weights
+            found += metric.resample(truth, scored, counts).tolist()
+    return np.array(found)
 
 
 def _spread(drawn: np.ndarray, centre: float | None) -> Interval:

@@ -66,6 +66,7 @@ def make_problem(
     weights = _row_weights(config, table)
     notes = [] if config.split.kind == "random" or roles is not None else [f"by column {config.split.column!r}"]
     service = {c for c in (config.sample_weight, config.split.column) if c is not None}
+    other_splits = [c for c in table.column_names if c not in {*service, *config.inputs} and looks_like_split(table, c)]
     coarse = [_coarse(table[name], name) for name in targets]
     protocol = make_protocol(config.split, table, coarse, seed=config.search.seed, roles=roles)
     learned = protocol.learned
@@ -73,7 +74,7 @@ def make_problem(
         table,
         overrides=config.inputs,
         targets=tuple(targets),
-        ignore=tuple({*config.ignore, *service} - set(targets)),
+        ignore=tuple({*config.ignore, *service, *other_splits} - set(targets)),
         rows=learned,
     )
     if not inference.schema.columns:
@@ -85,7 +86,17 @@ def make_problem(
     labels = [task.encode(table[task.name]) for task in tasks]
     dataset = Dataset.build(tasks, inputs, blocks, labels, protocol.splits, weights=weights, device=device)
     return Problem(
-        table, inference.schema, tasks, protocol, dataset, inference.left_out, (*notes, *protocol.notes), digest(table)
+        table,
+        inference.schema,
+        tasks,
+        protocol,
+        dataset,
+        (
+            *inference.left_out,
+            *(LeftOut(c, "another split", f"name it by `--split {c}` to use it") for c in other_splits),
+        ),
+        (*notes, *protocol.notes),
+        digest(table),
     )
 
 

@@ -51,7 +51,7 @@ def obtain(sitting: Sitting) -> References:
         return _read(sitting, path)
     spec = sitting.space.member(sitting.space.defaults())
     members = sitting.members(spec, "trial", 0)
-    seeds = 1 if sitting.n_splits > 1 else SEEDS
+    seeds = sitting.folder.read_state().get("reference_seeds", n_seeds(sitting))
     names = sitting.problem.names
     for name in names:
         for seed in range(seeds):
@@ -126,16 +126,33 @@ def _read(sitting: Sitting, path: Path) -> References:
     )
 
 
-def shortened_steps(sitting: Sitting, steps: int, *, timeout_s: float | None) -> int:
-    """Return how many steps the references can take within their share of a timeout: `steps`, or fewer.
+def n_seeds(sitting: Sitting) -> int:
+    """Return how many seeds each task alone has where there is time enough."""
+    return 1 if sitting.n_splits > 1 else SEEDS
 
+
+def affordable(sitting: Sitting, steps: int) -> tuple[int, int]:
+    """Return (steps, seeds of each task alone) that the references can take within their share of the timeout.
+
+    Seeds are given up before steps: they make the unit of the scores steadier, steps make the networks what they are.
     The speed is measured on a few steps of trial 0 and noted in the run, so that a resumed run has the same budget.
     """
-    if timeout_s is None:
-        return steps
+    seeds = n_seeds(sitting)
+    if sitting.clock.timeout_s is None:
+        return steps, seeds
+    per_step, look = _speed(sitting)
+    for n in sorted({seeds, 1}, reverse=True):
+        n_members = sitting.n_splits * (1 + len(sitting.problem.names) * n)
+        share = REFERENCE_SHARE * sitting.clock.timeout_s / n_members
+        within = (share - EVALUATIONS * look) / per_step
+        if within >= steps:
+            return steps, n
+    return max(32, int(within) // 16 * 16), 1
+
+
+def _speed(sitting: Sitting) -> tuple[float, float]:
+    """Return seconds of wall time of a member-step and of a member's look, all workers busy."""
     spec = sitting.space.member(sitting.space.defaults())
-    names = sitting.problem.names
-    n_members = sitting.n_splits * (1 + len(names) * (1 if sitting.n_splits > 1 else SEEDS))
     probe = [Member(spec, seed=k) for k in range(4 * sitting.executor.n_workers)]
     trip = Round(probe, sitting.executor, seed=0)
     # Each advance ends with a look at the validation rows; the first also warms up.
@@ -145,9 +162,7 @@ def shortened_steps(sitting: Sitting, steps: int, *, timeout_s: float | None) ->
         trip.advance(goal, reference=None, deadline=math.inf)
         times.append((time.monotonic() - started) / len(probe))
     per_step = max((times[2] - times[1]) / 12, 1e-7)
-    look = max(times[1] - 4 * per_step, 0.0)
-    affordable = (REFERENCE_SHARE * timeout_s / n_members - EVALUATIONS * look) / per_step
-    return steps if affordable >= steps else max(32, int(affordable) // 16 * 16)
+    return per_step, max(times[1] - 4 * per_step, 0.0)
 
 
 def _curve(trip: Round, places: Sequence[int], *, task: int) -> list[list[float]]:

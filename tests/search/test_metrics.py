@@ -63,6 +63,21 @@ def test_a_paired_interval_is_positive_where_the_first_is_better_whichever_way_t
     assert paired_intervals("rmse", truth, good, good)[1] == (0.0, 0.0)
 
 
+def test_draws_at_once_are_what_scikit_learn_says_of_each() -> None:
+    rng = np.random.default_rng(2)
+    labels, numbers = rng.integers(0, 2, 80), rng.normal(50, 3, 80)
+    scored = rng.random((80, 2)).round(1) + 0.01  # rounded, so that there are ties
+    scored /= scored.sum(1, keepdims=True)
+    rows = rng.integers(0, 80, size=(7, 80))
+    counts = np.stack([np.bincount(r, minlength=80) for r in rows]).astype(float)
+    for name, metric in METRICS.items():
+        if metric.resample is None:
+            continue
+        truth, said = (numbers, numbers + rng.normal(size=80)) if name in ("r2", "rmse", "mae") else (labels, scored)
+        expected = [metric.score(truth[r], said[r], None) for r in rows]
+        np.testing.assert_allclose(metric.resample(truth, said, counts), expected, rtol=1e-9)
+
+
 def test_an_interval_covers_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     hits = 0
