@@ -6,6 +6,7 @@ Letters: B rows, F features of a column.
 from __future__ import annotations
 
 from collections import Counter
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -15,6 +16,11 @@ from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.errors import SchemaError, SpecError, listing
 from mtl_bento.spec import Spec
+
+TOGETHER = 32
+"""Columns that are written into a block together."""
+TILE_BYTES = 2**17
+"""Bytes of a block that are written before the next: the processor's cache holds them."""
 
 AnyColumn = Annotated[SerializeAsAny[Column], BeforeValidator(COLUMNS.parse)]
 """A column of any registered kind, also after a round trip through JSON."""
@@ -39,18 +45,18 @@ class Schema(Spec):
             raise SpecError(f"{listing(map(repr, both))} cannot be an input and a target or ignored; choose one.")
         return self
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names of the input columns."""
         return tuple(column.name for column in self.columns)
 
-    @property
+    @cached_property
     def blocks(self) -> dict[str, tuple[Column, ...]]:
         """The columns by the block that they are encoded into, in order."""
-        blocks: dict[str, tuple[Column, ...]] = {}
+        blocks: dict[str, list[Column]] = {}
         for column in self.columns:
-            blocks[column.block] = (*blocks.get(column.block, ()), column)
-        return blocks
+            blocks.setdefault(column.block, []).append(column)
+        return {block: tuple(columns) for block, columns in blocks.items()}
 
     def encode(self, table: pa.Table) -> dict[str, np.ndarray]:
         """Return each block as an array [B, sum of F] in the block's dtype, C-contiguous.
@@ -67,12 +73,26 @@ class Schema(Spec):
 
 
 def _side_by_side(columns: tuple[Column, ...], table: pa.Table, present: set[str]) -> np.ndarray:
-    starts = np.cumsum([0, *(column.n_features for column in columns)])
-    # Filled column by column: concatenating 1,000 of them would hold the block twice.
-    block = np.empty((table.num_rows, starts[-1]), dtype=columns[0].dtype)
-    for column, start in zip(columns, starts, strict=False):
-        block[:, start : start + column.n_features] = column.encode(_cells(column, table, present))
+    ends = np.cumsum([column.n_features for column in columns]).tolist()
+    starts = [0, *ends[:-1]]
+    block = np.empty((table.num_rows, ends[-1]), dtype=columns[0].dtype)
+    # A few columns at a time: all 1,000 of a wide table would be held twice.
+    for first in range(0, len(columns), TOGETHER):
+        group = slice(first, first + TOGETHER)
+        encoded = [column.encode(_cells(column, table, present)) for column in columns[group]]
+        _write(block, encoded, starts[group], ends[group])
     return block
+
+
+def _write(block: np.ndarray, encoded: list[np.ndarray], starts: list[int], ends: list[int]) -> None:
+    """Write columns [B, F] to their places, some rows of all of them at a time.
+
+    A whole column at a time, each number is a line of the processor's cache: most of the time of wide tables.
+    """
+    rows = max(1, TILE_BYTES // (max(1, ends[-1] - starts[0]) * block.itemsize))
+    for top in range(0, len(block), rows):
+        for part, start, end in zip(encoded, starts, ends, strict=True):
+            block[top : top + rows, start:end] = part[top : top + rows]
 
 
 def _cells(column: Column, table: pa.Table, present: set[str]) -> Any:

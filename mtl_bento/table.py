@@ -123,9 +123,16 @@ def plain(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     decimals and half floats `double`.
     """
     chunked = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
+    if chunked.type.id in _PLAIN and chunked.num_chunks == 1:
+        return chunked.chunk(0)  # what nearly all cells are: neither looked through nor copied
     while (unwrapped := _unwrapped(chunked)) is not None:
         chunked = unwrapped
     return chunked.combine_chunks()
+
+
+_PLAIN = frozenset(
+    kind.id for kind in (pa.float64(), pa.float32(), pa.int64(), pa.int32(), pa.bool_(), pa.large_string())
+)
 
 
 def first_failure(cells: pa.Array, convert: Callable[[pa.Array], Any]) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from mtl_bento import schema as schemas
 from mtl_bento.columns.categorical import CategoricalColumn
 from mtl_bento.columns.datetime import DatetimeColumn
 from mtl_bento.columns.numeric import NumericColumn
@@ -89,3 +91,17 @@ def test_unknown_kinds_and_repeated_names_are_refused() -> None:
 def test_errors_name_the_row_in_the_table() -> None:
     with pytest.raises(SchemaError, match="Column 'age', row 2: 'old' is not a number"):
         SCHEMA.encode(pa.table({"age": ["1", "2", "old"]}))
+
+
+def test_blocks_written_in_tiles_equal_their_columns_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas, "TOGETHER", 2)
+    monkeypatch.setattr(schemas, "TILE_BYTES", 24)  # one to three rows
+    names = [f"c{i}" for i in range(5)]
+    wide = Schema(columns=(*(NumericColumn(name=name) for name in names), DatetimeColumn(name="when")))
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(7, 5)).astype(np.float32)
+    days = [dt.date(1970, 1, 1 + i) for i in range(7)]
+    table = pa.table({**dict(zip(names, numbers.T, strict=True)), "when": days})
+    block = wide.encode(table)["numeric"]
+    np.testing.assert_array_equal(block[:, :5], numbers)
+    np.testing.assert_array_equal(block[:, 5:], wide.columns[5].encode(table["when"]))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -23,6 +24,8 @@ SEEN = 5
 """Rows that a level must be seen in: a rarer one could name a person."""
 MOST = 1000
 """Levels kept at most, the most frequent."""
+FEW = 128
+"""Texts that are looked up one by one at most: Arrow's dictionaries take as long for one as for a hundred."""
 
 Level = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictStr
 
@@ -61,9 +64,10 @@ class CategoricalColumn(Column):
 
     def encode(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return int64 codes [B, 1]: a level's place, the number of levels for any other value, -1 for missing."""
+        if len(values) <= FEW and values.type.id in _TEXTS:
+            return np.array(self._looked_up(values.to_pylist()), dtype=np.int64).reshape(-1, 1)
         places, firsts = by_text(values, self.name)
-        codes = self._codes()
-        found = np.array([codes.get(text, len(self.levels)) for text, _ in firsts] + [-1], dtype=np.int64)
+        found = np.array([*self._looked_up([text for text, _ in firsts]), -1], dtype=np.int64)
         return np.asarray(found[places].reshape(-1, 1))  # a missing cell's place is -1: the last
 
     def wire_type(self) -> Any:
@@ -85,6 +89,12 @@ class CategoricalColumn(Column):
         more = " and others" if self.has_other else ""
         return f"category of {len(self.levels)} level{'s' * (len(self.levels) != 1)}{more}"
 
+    def _looked_up(self, texts: Sequence[str | None]) -> list[int]:
+        codes, other = self._codes, len(self.levels)
+        # A text that is a key as it stands is canonical.
+        return [-1 if not text else codes[text] if text in codes else codes.get(text_of(text), other) for text in texts]
+
+    @cached_property
     def _codes(self) -> dict[str, int]:
         codes = {text_of(level): code for code, level in enumerate(self.levels)}
         # true and false come back as 1 and 0 from formats that have no booleans, and the other way round.
@@ -100,10 +110,14 @@ def text_of(value: str | bool | int | float) -> str:
     Text with an exponent ("1e+16", which Python makes of whole floats from there on) is text.
     """
     if isinstance(value, str):
-        if value.lower() in ("true", "false"):
+        # The last letter says of nearly all texts that they are canonical: every cell of a request comes here.
+        if value[-1:] in ("e", "E") and value.lower() in ("true", "false"):
             return value.lower()
-        whole = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))\.0+", value)
-        return text_of(int(whole[1])) if whole else "0" if value == "-0" else value
+        if value[-1:] == "0":
+            whole = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))\.0+", value)
+            digits = whole[1] if whole else value
+            return "0" if digits == "-0" else digits
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
@@ -144,6 +158,9 @@ def by_text(values: pa.ChunkedArray, name: str) -> tuple[np.ndarray, list[tuple[
         places[position] = place_of[text]
     indices = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
     return places[indices], firsts
+
+
+_TEXTS = frozenset(kind.id for kind in (pa.string(), pa.large_string()))
 
 
 def _is_plain(kind: pa.DataType) -> bool:

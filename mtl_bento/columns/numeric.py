@@ -115,10 +115,10 @@ def _doubles(cells: pa.Array, name: str) -> np.ndarray:
         cells = cells.cast(pa.uint8())
     elif pa.types.is_large_string(kind):
         cells = _parsed(cells, name)
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise type_error(name, kind, wanted="give numbers, or another kind for it (`inputs:` in mtl.yaml)")
-    doubles = cells.cast(pa.float64(), safe=False)  # not safe: whole numbers beyond 2**53 may round
-    return np.asarray(doubles.fill_null(float("nan")).to_numpy(zero_copy_only=False))
+    # Nulls become NaN here; whole numbers beyond 2**53 may round.
+    return np.asarray(cells.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _parsed(texts: pa.Array, name: str) -> pa.Array:

@@ -87,6 +87,8 @@ def _lists(cells: pa.Array, name: str) -> pa.Array:
     inner = kind.value_type
     if not (pa.types.is_null(inner) or pa.types.is_floating(inner) or pa.types.is_integer(inner)):
         raise type_error(name, kind, wanted=wanted)
+    if isinstance(cells, pa.ListArray) and (pa.types.is_float64(inner) or pa.types.is_float32(inner)):
+        return cells  # what a request's cells are
     # Not by a cast: that of a list view with missing cells makes an invalid array.
     return _rebuilt(cells, pc.list_flatten(cells).cast(pa.float64(), safe=False))
 
@@ -132,13 +134,14 @@ def _rebuilt(lists: pa.Array, values: pa.Array) -> pa.Array:
 def _stacked(lists: pa.Array, size: int, name: str) -> np.ndarray:
     """Return float32 [B, size] with NaN where missing; raises SchemaError for a list of another length."""
     missing = lists.is_null().to_numpy(zero_copy_only=False)
-    sizes = pc.list_value_length(lists).fill_null(size).to_numpy(zero_copy_only=False)
+    sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    sizes = np.where(missing, size, sizes).astype(np.int64)
     if (sizes != size).any():
         row = int((sizes != size).argmax())
         wanted = f"give {size} numbers or leave the cell empty"
         raise cell_error(name, row, lists[row].as_py(), wrong=f"has length {sizes[row]}, not {size}", wanted=wanted)
     stacked = np.full((len(lists), size), np.nan, dtype=np.float32)
-    flat = pc.list_flatten(lists).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(lists).to_numpy(zero_copy_only=False)  # nulls become NaN
     numbers, bad = narrowed(flat)
     if bad is not None:
         row = int(np.flatnonzero(~missing)[bad // size])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from mtl_bento import table as tables
+from mtl_bento.columns import categorical
 from mtl_bento.columns.categorical import CategoricalColumn, text_of
 from mtl_bento.errors import SchemaError
 
@@ -148,3 +151,45 @@ def test_a_column_without_common_levels_still_encodes_and_draws_nothing() -> Non
     assert codes(column, ["a", None]) == [0, -1]
     assert column.draw(np.random.default_rng(0)) is None
     assert column.describe() == "category of 0 levels and others"
+
+
+TEXTS = st.one_of(
+    st.none(),
+    st.text(max_size=6),
+    st.sampled_from(["", "a", "A", "True", "tRuE", "false", "FALSE ", "0", "-0", "-0.0", "3", "3.0", "3.00", "03.0"]),
+    st.from_regex(r"-?[0-9]{1,3}\.[0-9]{1,3}", fullmatch=True),
+)
+LEVELS = st.sampled_from(["a", "A", 3, 0, True, False, 2.5, "03.0"])
+calm = settings(deadline=None, derandomize=True)
+"""The same examples on every machine, however busy."""
+
+
+@calm
+@given(
+    st.lists(TEXTS, max_size=20), st.lists(st.sampled_from(["a", "A", 3, 0, True, False, 2.5, "03.0"]), unique_by=str)
+)
+def test_texts_looked_up_one_by_one_have_the_codes_of_arrows_dictionaries(cells: Any, levels: Any) -> None:
+    column = CategoricalColumn(name="c", levels=tuple(levels))
+    few = codes(column, cells, pa.string())
+    with mock.patch.object(categorical, "FEW", -1):
+        assert codes(column, cells, pa.large_string()) == few
+
+
+@calm
+@given(st.one_of(TEXTS.filter(lambda text: text is not None), st.from_regex(r"[Tt][Rr][Uu][Ee]", fullmatch=True)))
+def test_canonical_text_is_told_by_the_last_letter(text: Any) -> None:
+    if text.lower() in ("true", "false"):
+        wanted = text.lower()
+    else:
+        whole = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))\.0+", text)
+        wanted = str(int(whole[1])) if whole else "0" if text == "-0" else text
+    assert text_of(text) == wanted
+
+
+def test_a_copy_with_other_levels_has_their_codes() -> None:
+    column = CategoricalColumn(name="c", levels=("a", "b"))
+    assert codes(column, ["a", "b"]) == [0, 1]
+    changed = column.model_copy(update={"levels": ("b", "a")})
+    assert codes(changed, ["a", "b"]) == [1, 0]
+    assert codes(column, ["a", "b"]) == [0, 1]
+    assert changed != column == CategoricalColumn(name="c", levels=("a", "b"))

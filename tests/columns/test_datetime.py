@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from mtl_bento.columns import datetime as datetimes
 from mtl_bento.columns.datetime import ISO, MILLISECONDS, DatetimeColumn, _checked, _moments, _strict, quickly
 from mtl_bento.errors import SchemaError
 
@@ -207,3 +209,19 @@ def test_a_request_takes_exactly_the_texts_that_arrow_reads(text: str) -> None:
 )
 def test_the_usual_forms_are_read_quickly(text: str, moment: int | None) -> None:
     assert quickly(text) == moment
+
+
+@calm
+@given(st.lists(st.one_of(st.none(), st.just(""), st.from_regex(ISO, fullmatch=True), TEXTS), max_size=5))
+def test_a_few_texts_are_encoded_as_many_are(cells: list[str | None]) -> None:
+    column = DatetimeColumn(name="d", has_times=True)
+
+    def encoded() -> list[list[float]] | str:
+        try:
+            return np.nan_to_num(column.encode(pa.chunked_array([pa.array(cells, pa.string())])), nan=-99).tolist()
+        except SchemaError as error:
+            return str(error)
+
+    few = encoded()
+    with mock.patch.object(datetimes, "FEW", -1):
+        assert encoded() == few

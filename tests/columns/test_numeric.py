@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from mtl_bento.columns.numeric import NumericColumn
@@ -94,3 +96,10 @@ def test_the_wire_takes_numbers_only() -> None:
             wire.validate_python(bad)
     with pytest.raises(ValidationError):
         wire.validate_json("NaN")
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)), max_size=8))
+def test_whole_numbers_of_64_bits_are_rounded_as_python_does(cells: list[int | None]) -> None:
+    wanted = [np.float32("nan") if cell is None else np.float32(float(cell)) for cell in cells]
+    np.testing.assert_array_equal(encode(cells, pa.int64()), np.array(wanted, np.float32))

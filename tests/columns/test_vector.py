@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from mtl_bento import table as tables
@@ -99,3 +101,16 @@ def test_the_wire_takes_lists_of_the_right_length_and_nulls_in_them() -> None:
     for bad in ("[1]", "[1, 2, 3]", '["1", 2]', "[true, 2]", "[NaN, 1]", "[1e39, 1]", "1"):
         with pytest.raises(ValidationError):
             wire.validate_json(bad)
+
+
+NUMBERS = st.one_of(st.none(), st.floats(-1e30, 1e30), st.just(NAN))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.none(), st.lists(NUMBERS, min_size=2, max_size=2)), max_size=6), st.integers(0, 2))
+def test_plain_lists_are_encoded_as_every_other_kind_of_list(cells: Any, start: int) -> None:
+    column = VectorColumn(name="v", size=2)
+    expected = column.encode(pa.chunked_array([pa.array(cells, pa.large_list(pa.float64()))]).slice(start))
+    for kind in (pa.list_(pa.float64()), pa.list_(pa.float64(), 2)):
+        encoded = column.encode(pa.chunked_array([pa.array(cells, kind)]).slice(start))
+        np.testing.assert_array_equal(encoded, expected)
