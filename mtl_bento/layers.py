@@ -144,10 +144,16 @@ def side_by_side(x: Tensor, linears: Sequence[StackedLinear]) -> list[Tensor]:
 
     All of them have a bias, or none has one, and the same M.
     """
+    return joined(linears)(x)
+
+
+def joined(linears: Sequence[StackedLinear]) -> Callable[[Tensor], list[Tensor]]:
+    """Return `side_by_side` for linear maps whose weights stay as they are now."""
     weights: list[Tensor] = [linear.weight for linear in linears]
     biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-    out = stacked_product(x, torch.cat(weights, -1), torch.cat(biases, -1) if biases else None)
-    return list(out.split([weight.shape[-1] for weight in weights], -1))
+    weight, bias = torch.cat(weights, -1), torch.cat(biases, -1) if biases else None
+    sizes = [part.shape[-1] for part in weights]
+    return lambda x: list(stacked_product(x, weight, bias).split(sizes, -1))
 
 
 class Random(nn.Module):

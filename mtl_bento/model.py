@@ -49,7 +49,10 @@ class Model:
         groups = stacks([self.members[k] for k in used], self.inputs, self.tasks)
         self._networks = [network for _, network in groups]
         self._order = [used[place] for places, _ in groups for place in places]
-        self._shares = torch.from_numpy(self.blend[:, self._order].astype(np.float32))  # [T, used members]
+        self._widths = [task.activate(torch.zeros(1, 1, 1, task.n_outputs)).shape[-1] for task in self.tasks]
+        shares = torch.from_numpy(self.blend[:, self._order].T.astype(np.float32))  # [used members, T]
+        # One share for each number of a task's answer: [used members, 1, sum of O].
+        self._shares = shares.repeat_interleave(torch.tensor(self._widths), dim=1).unsqueeze(1)
 
     @property
     def targets(self) -> list[str]:
@@ -111,15 +114,15 @@ class Model:
                 self._blended({name: block[start : start + CHUNK] for name, block in blocks.items()})
                 for start in range(0, max(n, 1), CHUNK)
             ]
-        joined = [torch.cat(chunks).numpy() for chunks in zip(*parts, strict=True)]
-        return dict(zip(self.targets, joined, strict=True))
+            by_task = torch.cat(parts).split(self._widths, dim=1)
+        return {name: answers.numpy() for name, answers in zip(self.targets, by_task, strict=True)}
 
-    def _blended(self, blocks: dict[str, Tensor]) -> list[Tensor]:
-        by_group = [
-            network.answers([block.unsqueeze(0) for block in network.prepare(blocks)]) for network in self._networks
-        ]
-        stacked = [torch.cat(held) for held in zip(*by_group, strict=True)]  # T x [used members, B, O]
-        return [torch.einsum("k,kbo->bo", share, held) for share, held in zip(self._shares, stacked, strict=True)]
+    def _blended(self, blocks: dict[str, Tensor]) -> Tensor:
+        """Encoded blocks [B, C] -> the answers of all tasks side by side, [B, sum of O]."""
+        # What is prepared is the same for all networks: a contract of encoders.
+        prepared = [block.unsqueeze(0) for block in self._networks[0].prepare(blocks)]
+        answers = torch.cat([torch.cat(network.answers(prepared), -1) for network in self._networks])
+        return (answers * self._shares).sum(0)  # from [used members, B, sum of O]
 
     def save(self, folder: Path) -> None:
         """Write the model as a folder, whole or not at all."""

@@ -6,9 +6,9 @@ P all parameters of a member, padding included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self, cast
 
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
@@ -116,6 +116,8 @@ class Network(nn.Module):
             )
             for task in tasks
         )
+        self._joined: dict[tuple[int, ...], Callable[[Tensor], list[Tensor]]] | None = None
+        """Heads of one state as one map, where parameters stay as they are; None where they do not."""
 
     @property
     def n_members(self) -> int:
@@ -134,9 +136,30 @@ class Network(nn.Module):
         states = self.trunk(joined)  # T of [K, M, B, D]
         outputs: dict[int, Tensor] = {}
         for places in _alike(self.heads, states):
-            heads = [cast(Head[Any], self.heads[t]) for t in places]
-            outputs |= dict(zip(places, type(heads[0]).together(heads, states[places[0]]), strict=True))
+            outputs |= dict(zip(places, self._heads_at(tuple(places))(states[places[0]]), strict=True))
         return [outputs[t] for t in range(len(self.tasks))]
+
+    def _heads_at(self, places: tuple[int, ...]) -> Callable[[Tensor], list[Tensor]]:
+        if self._joined is not None and places in self._joined:
+            return self._joined[places]
+        heads = [cast(Head[Any], self.heads[t]) for t in places]
+        joined = type(heads[0]).joined(heads)
+        if self._joined is not None:
+            self._joined[places] = joined
+        return joined
+
+    def settle(self) -> Self:
+        """Return the network ready to answer: its parameters stay as they are from now on."""
+        self._joined = {}
+        return self.eval().requires_grad_(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_joined": None if self._joined is None else {}}  # functions cannot be pickled
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
+        if self._joined is not None:
+            self._joined.clear()  # it moves to another device or type
+        return cast(Self, super()._apply(*arguments, **options))  # type: ignore[no-untyped-call]
 
     def answers(self, prepared: Sequence[Tensor]) -> list[Tensor]:
         """Prepared blocks [K or 1, B, C'] -> answers averaged over M, [K, B, O'] for each task."""
@@ -212,7 +235,7 @@ def stacks(members: Sequence[Trained], inputs: Inputs, tasks: Sequence[Task[Any]
         network = Network([members[k].spec for k in places], inputs, tasks, [0] * len(places))
         for row, k in enumerate(places):
             network.load_member(row, members[k].state)
-        built.append((places, network.eval().requires_grad_(False)))
+        built.append((places, network.settle()))
     return built
 
 

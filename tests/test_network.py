@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import Any, Literal
 
 import pytest
@@ -216,3 +217,18 @@ def test_inputs_learn_each_block_by_the_encoder_of_its_name(dataset: Dataset) ->
     assert set(dataset.inputs.fitted["numeric"]) == {"quantiles", "had_missing"}
     refit = Inputs.fit({"vector": dataset.inputs.columns["vector"]}, {"vector": torch.tensor([[1.0, 2.0], [3.0, 6.0]])})
     assert refit.fitted["vector"]["mean"].tolist() == [2, 4]
+
+
+def test_settled_networks_answer_as_others_do_also_after_a_move_and_from_a_copy(dataset: Dataset) -> None:
+    network = build(dataset, specs(dataset, **MIXED)).eval()
+    blocks = [block[None, :7] for block in dataset.blocks]
+    expected = network.answers(blocks)
+    settled = network.settle()
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(settled.answers(blocks), expected, strict=True))
+    copied = pickle.loads(pickle.dumps(settled))
+    assert all(torch.equal(a, b) for a, b in zip(copied.answers(blocks), expected, strict=True))
+    wide = [block.double() if block.is_floating_point() else block for block in blocks]
+    for answer, wanted in zip(settled.double().answers(wide), expected, strict=True):
+        assert answer.dtype == torch.float64
+        torch.testing.assert_close(answer, wanted.double(), atol=1e-5, rtol=0)

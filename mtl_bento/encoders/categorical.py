@@ -89,11 +89,11 @@ class CategoricalEncoder(Encoder[CategoricalEncoderSpec]):
 
     def forward(self, prepared: Tensor) -> Tensor:
         """Codes [K or 1, B, C] -> [K or 1, B, F]."""
-        hot = (prepared[..., self.hot_column] == self.hot_code).to(self.unit.dtype)  # [K or 1, B, H]
+        hot = (prepared.index_select(-1, self.hot_column) == self.hot_code).to(self.unit.dtype)  # [K or 1, B, H]
         if not len(self.embedded):
             return hot
         members, rows, width = self.table.shape
-        codes = (prepared[..., self.embedded] + self.offset).expand(members, -1, -1)  # [K, B, E]
+        codes = (prepared.index_select(-1, self.embedded) + self.offset).expand(members, -1, -1)  # [K, B, E]
         places = codes + torch.arange(members, device=codes.device).view(-1, 1, 1) * rows
         vectors = nn.functional.embedding(places, self.table.reshape(members * rows, width)).flatten(
             2

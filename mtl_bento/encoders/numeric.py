@@ -25,6 +25,8 @@ FEW = 16
 """Different values up to which a column's knots are its values themselves, not points between them."""
 CLIP = 3.0
 """Normal scores are cut at this many standard deviations."""
+CHUNK = 4096
+"""Rows that are prepared at once: the numbers on the way take twenty times the memory of the scores."""
 
 
 class NumericEncoderSpec(EncoderSpec):
@@ -48,6 +50,7 @@ class NumericEncoder(Encoder[NumericEncoderSpec]):
     low: Tensor
     slope: Tensor
     flagged: Tensor
+    knots: Tensor
 
     def __init__(
         self,
@@ -63,6 +66,8 @@ class NumericEncoder(Encoder[NumericEncoderSpec]):
         self.register_buffer("low", torch.tensor([lo for _, lo, _ in pairs]), persistent=False)
         self.register_buffer("slope", torch.tensor([1 / (hi - lo) for _, lo, hi in pairs]), persistent=False)
         self.register_buffer("flagged", self.had_missing.nonzero().flatten(), persistent=False)
+        # In float64, as the difference of two float32 numbers may be beyond float32.
+        self.register_buffer("knots", self.quantiles.double(), persistent=False)
         self.n_features = len(edges) + len(pairs) + len(self.flagged)
 
     @classmethod
@@ -77,20 +82,21 @@ class NumericEncoder(Encoder[NumericEncoderSpec]):
 
     def prepare(self, values: Tensor) -> Tensor:
         """Raw values [B, C] -> normal scores [B, C] in [-3, 3], NaN where missing."""
-        dtype = self.low.dtype
-        x = values.to(self.quantiles.dtype).T.contiguous()  # [C, B]
+        return torch.cat([self._scores(rows) for rows in values.split(CHUNK)])
+
+    def _scores(self, values: Tensor) -> Tensor:
+        dtype, knots = self.low.dtype, self.knots.double()
+        x = values.to(self.quantiles.dtype).double().T.contiguous()  # [C, B]
         # Halfway between the two ends of a run of equal quantiles, as scikit-learn's QuantileTransformer does.
-        share = _halfway(self.quantiles, x)
-        score = torch.special.ndtri(share).clamp(-CLIP, CLIP).to(dtype)
+        score = torch.special.ndtri(_halfway(knots, x)).clamp(-CLIP, CLIP).to(dtype)
         return torch.where(x.isnan(), torch.nan, score).T.contiguous()
 
     def forward(self, prepared: Tensor) -> Tensor:
         """Scores [K or 1, B, C] -> [K or 1, B, F]: scores, bins, missing flags."""
-        missing = prepared.isnan()
-        bins = (prepared[..., self.column] - self.low) * self.slope
+        bins = (prepared.index_select(-1, self.column) - self.low) * self.slope
         parts = [prepared.nan_to_num(0.0), bins.clamp(0, 1).nan_to_num(0.0)]
         if len(self.flagged):
-            parts.append(missing[..., self.flagged].to(prepared.dtype))
+            parts.append(prepared.index_select(-1, self.flagged).isnan().to(prepared.dtype))
         return torch.cat(parts, -1)
 
 
@@ -108,22 +114,21 @@ def _knots(known: Tensor) -> Tensor:
     return knots.float()
 
 
-def _halfway(quantiles: Tensor, x: Tensor) -> Tensor:
-    """Return the share of training rows below x, halfway into a run of equal quantiles; [C, B] in float64."""
-    # In float64, as the difference of two float32 numbers may be beyond float32.
-    quantiles, x = quantiles.double(), x.double()
-    return (_share(quantiles, x, right=False) + _share(quantiles, x, right=True)) / 2
+def _halfway(knots: Tensor, x: Tensor) -> Tensor:
+    """Return the share of training rows below x, halfway into a run of equal knots: [C, Q], [C, B] -> [C, B], float64.
 
-
-def _share(quantiles: Tensor, x: Tensor, *, right: bool) -> Tensor:
-    """Return the share of training rows below x by linear interpolation: quantiles [C, Q], x [C, B] -> [C, B]."""
-    last = quantiles.shape[1] - 1
-    found = torch.searchsorted(quantiles, x.nan_to_num(0.0), right=right)
+    By linear interpolation, once to the left and once to the right of such a run.
+    """
+    last = knots.shape[1] - 1
+    filled = x.nan_to_num(0.0)
+    found = torch.stack([torch.searchsorted(knots, filled, right=right) for right in (False, True)])  # [2, C, B]
     upper = found.clamp(1, last)
-    lo, hi = quantiles.gather(1, upper - 1), quantiles.gather(1, upper)
+    both = knots.expand(2, -1, -1)
+    lo, hi = both.gather(2, upper - 1), both.gather(2, upper)
     part = ((x - lo) / (hi - lo).clamp_min(torch.finfo(x.dtype).tiny)).clamp(0, 1)
-    # Past the last knot: also at the upper end of a run of equal quantiles, where lo == hi.
-    return torch.where(found > last, 1.0, (upper - 1 + part) / last)
+    # Past the last knot: also at the upper end of a run of equal knots, where lo == hi.
+    shares: Tensor = torch.where(found > last, 1.0, (upper - 1 + part) / last)
+    return (shares[0] + shares[1]) / 2
 
 
 def _edges(quantiles: Tensor, n_bins: int) -> list[list[float]]:
@@ -136,5 +141,5 @@ def _edges(quantiles: Tensor, n_bins: int) -> list[list[float]]:
 
 def _scores_of_knots(quantiles: Tensor) -> Tensor:
     """Return the normal scores [C, Q] of the knots themselves."""
-    scores: Tensor = torch.special.ndtri(_halfway(quantiles, quantiles)).clamp(-CLIP, CLIP)
+    scores: Tensor = torch.special.ndtri(_halfway(quantiles.double(), quantiles.double())).clamp(-CLIP, CLIP)
     return scores.float()

@@ -6,7 +6,8 @@ Letters: K members, M TabM's inner members, B rows, D width, O outputs.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from torch import Generator, Tensor
@@ -48,8 +49,16 @@ class Head(Stacked, Generic[AnySpec]):
 
     @classmethod
     def together(cls, heads: Sequence[Self], state: Tensor) -> list[Tensor]:
-        """Return the outputs of several heads of one state; override it where one product does for all."""
+        """Return the outputs of several heads of one state."""
         return [head(state) for head in heads]
+
+    @classmethod
+    def joined(cls, heads: Sequence[Self]) -> Callable[[Tensor], list[Tensor]]:
+        """Return `together` for heads whose parameters stay as they are; override both where one product does for all.
+
+        What it needs of the parameters may be laid out here, once for all states.
+        """
+        return partial(cls.together, heads)
 
 
 HEADS: Registry[Head[Any]] = Registry("head", package="mtl_bento.heads", group="mtl_bento.heads")

@@ -6,7 +6,7 @@ width share a stack without a mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, Self
 
 import torch
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from mtl_bento.heads._base import HEADS, Head, HeadSpec
-from mtl_bento.layers import StackedLinear, side_by_side
+from mtl_bento.layers import StackedLinear, joined
 from mtl_bento.spec import Searched
 
 
@@ -56,10 +56,20 @@ class DenseHead(Head[DenseHeadSpec]):
     @classmethod
     def together(cls, heads: Sequence[Self], state: Tensor) -> list[Tensor]:
         """Return the outputs of several heads of one state, their first layers as one product."""
-        outputs = side_by_side(state, [head.linear for head in heads])
+        return cls.joined(heads)(state)
+
+    @classmethod
+    def joined(cls, heads: Sequence[Self]) -> Callable[[Tensor], list[Tensor]]:
+        """Return `together` for heads whose parameters stay as they are."""
+        linear = joined([head.linear for head in heads])
         deep = [(place, head) for place, head in enumerate(heads) if head.hidden]
-        if deep:
-            hidden = side_by_side(state, [head.first for _, head in deep])
+        first = joined([head.first for _, head in deep]) if deep else None
+
+        def together(state: Tensor) -> list[Tensor]:
+            outputs = linear(state)
+            hidden = first(state) if first else []
             for (place, head), units in zip(deep, hidden, strict=True):
                 outputs[place] = outputs[place] + head.second(torch.relu(units))
-        return outputs
+            return outputs
+
+        return together

@@ -9,6 +9,7 @@ from scipy.stats import norm
 from sklearn.preprocessing import QuantileTransformer
 
 from mtl_bento.columns.numeric import NumericColumn
+from mtl_bento.encoders import numeric
 from mtl_bento.encoders.numeric import CLIP, KNOTS, NumericEncoder, NumericEncoderSpec
 
 
@@ -144,3 +145,12 @@ def test_serving_in_float32_scores_as_training_in_float64() -> None:
     narrow = encoder(values).float()
     given = torch.from_numpy(RNG.normal(size=(50, 3)).astype(np.float32))
     torch.testing.assert_close(narrow.prepare(given).double(), wide.prepare(given), atol=1e-5, rtol=0)
+
+
+def test_rows_prepared_in_parts_are_prepared_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = RNG.normal(size=(10, 3)).astype(np.float32)
+    built, given = encoder(values), torch.from_numpy(values)
+    whole = built.prepare(given)
+    monkeypatch.setattr(numeric, "CHUNK", 4)
+    assert torch.equal(built.prepare(given), whole)
+    assert built.prepare(given[:0]).shape == (0, 3)

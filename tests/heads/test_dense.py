@@ -68,3 +68,10 @@ def test_a_member_without_a_hidden_layer_restacks_with_members_that_have_one() -
     alone = advance(Stack(tuple(linear[:1]), seed=0), dataset, 4)
     assert merged.members[0] is linear[0]
     assert merged.states[0].tensors["data"].keys() == alone.states[0].tensors["data"].keys()
+
+
+def test_heads_joined_once_answer_as_they_do_apart() -> None:
+    heads = [DenseHead([DenseHeadSpec(width=w)] * 2, [3, 3], o, 4, generators(2)) for w, o in ((4, 2), (0, 1), (2, 3))]
+    state = torch.randn(2, 4, 5, 3, generator=Generator().manual_seed(3))
+    for answer, head in zip(DenseHead.joined(heads)(state), heads, strict=True):
+        torch.testing.assert_close(answer, head(state))

@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from mtl_bento.errors import MtlBentoError, SchemaError
+from mtl_bento.tasks._base import FEW, shortest
 from mtl_bento.tasks.multiclass import Multiclass, MulticlassSpec
 
 
@@ -139,3 +142,11 @@ def test_the_card_names_the_classes_in_their_own_type() -> None:
     assert card["classes"] == [1, 2, 3]
     assert card["kind"] == "multiclass"
     assert card["metric"] == "log_loss"
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=4))
+def test_many_numbers_have_the_digits_that_a_few_have(numbers: list[float]) -> None:
+    alone = shortest(np.array(numbers, np.float64))
+    assert alone == [float(str(np.float32(number))) for number in numbers]
+    assert shortest(np.array([*numbers, *range(FEW)], np.float64)) == [*alone, *range(FEW)]
