@@ -218,7 +218,8 @@ def show_result(run: Run) -> None:
         grid.add_column(heading, overflow="fold")
     for task in result["tasks"]:
         figures = [_figure(task[key]) for key in ("ours", "single_task", "difference")]
-        better = f"{figures[2]} ({_figure(task['lower'])} to {_figure(task['upper'])})"
+        same = task["served_by"] == task["compared_with"]
+        better = "same network" if same else f"{figures[2]} ({_figure(task['lower'])} to {_figure(task['upper'])})"
         grid.add_row(escape(task["task"]), task["metric"], *figures[:2], better, task["verdict"])
     console.print(grid)
     trials, phases = result["trials"], result["phases_s"]
@@ -238,7 +239,9 @@ def show_result(run: Run) -> None:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) >= 10 else f"{round(value, 4) + 0.0:.4f}"  # + 0.0: no minus before a zero
 
 
 @click.command("report")

@@ -24,6 +24,8 @@ from mtl_bento_search.space import alone
 
 SEEDS = 3
 """Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
+ROUND_COST = 0.65
+"""Steps that a round takes a trial, as a share of its budget: half stop at a quarter, a quarter at half."""
 REFERENCE_SHARE = 0.3
 """Most of a timeout that the references may take; beyond it, every budget of steps is shortened."""
 
@@ -70,7 +72,8 @@ def obtain(sitting: Sitting) -> References:
     spent = time.monotonic() - started
     found = _gathered(sitting, trip, seeds, at_rungs)
     n_finals = len(names) * sitting.n_splits
-    sitting.folder.note(finals_s=spent * n_finals / len(members) * 1.3)
+    member_s = spent / len(members)
+    sitting.folder.note(finals_s=member_s * n_finals * 1.3, trial_s=member_s * sitting.n_splits * ROUND_COST)
     info = {
         "default_losses": found.default_losses.tolist(),
         "single_losses": found.single_losses.tolist(),

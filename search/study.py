@@ -92,7 +92,18 @@ class Driver:
                 break
             if not self.sitting.space.distributions:
                 break  # everything is fixed: there is exactly one configuration, and it is trial 0
-            self._go(self._ask_round(int(min(ROUND_SIZE, left))), self._deadline())
+            n = self._affordable(int(min(ROUND_SIZE, left)))
+            if n == 0:
+                break
+            started = time.monotonic()
+            self._go(self._ask_round(n), self._deadline())
+            self.sitting.folder.note(trial_s=(time.monotonic() - started) / n)
+
+    def _affordable(self, n: int) -> int:
+        """Return how many of n trials the time left is enough for: a round that cannot end would leave nothing."""
+        left = self._deadline() - time.monotonic()
+        trial_s = float(self.sitting.folder.read_state().get("trial_s", 0.0))
+        return n if math.isinf(left) or trial_s * n <= left else max(0, int(left / trial_s))
 
     def _deadline(self) -> float:
         """Return when trials must end, so that each task alone can still be trained at the best configuration."""

@@ -5,37 +5,18 @@ Both change how fast a number is computed, never the number; a process calls `tu
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import torch
+
+from mtl_bento.memory import keep_memory
 
 EXACT = 1e-5
 """Largest relative error that float32 products of this size may show."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's mallopt."""
-LARGEST_ON_HEAP = 32 * 2**20
-"""Bytes: glibc's upper limit for M_MMAP_THRESHOLD; a larger value is ignored."""
 
 
 def tune_process() -> None:
     """Switch on what is faster here."""
     keep_memory()
     use_fast_matmul()
-
-
-def keep_memory() -> None:
-    """Have glibc keep freed tensors instead of giving them back and faulting them in again at every step.
-
-    A step frees and takes tensors of megabytes; by default each is a fresh mapping whose pages are zeroed on first
-    touch, which took more time than the arithmetic. Elsewhere than on glibc nothing happens.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_ON_HEAP)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def use_fast_matmul() -> bool:
