@@ -36,6 +36,7 @@ from mtl_bento import artifact, wire
 from mtl_bento.errors import ArtifactError, MtlBentoError, RequestError, SchemaError
 from mtl_bento.guard import Guard, refusal_body, refused
 from mtl_bento.image import environment, image
+from mtl_bento.memory import keep_memory
 from mtl_bento.schema import Schema
 from mtl_bento.sources import VARIABLE, Served, bento_manifest, served_model
 
@@ -85,6 +86,7 @@ def make_service(served: Served) -> Service[Any]:
         labels=dict(served.labels),
         description=(served.folder / artifact.CARD).read_text(encoding="utf-8"),
         workers=1,
+        threads=1,
         traffic={"timeout": TIMEOUT_S, "max_concurrency": MAX_CONCURRENCY},
         tracing={"excluded_urls": ".*"},  # tracing costs 300 us a request even where nothing is sampled
         logging={"access": {"enabled": False}},
@@ -96,6 +98,7 @@ def make_service(served: Served) -> Service[Any]:
 
         def __init__(self) -> None:
             _keep_requests_out_of_logs()
+            take_process()
             try:
                 state.worker = Worker(served.folder)
                 state.worker.self_test()
@@ -169,12 +172,8 @@ class Worker:
     """A model and what surrounds it in the process that answers. Imports torch."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
-
         from mtl_bento.model import Model
 
-        # HTTP takes most of the time; a second thread of the networks would take it from the event loop.
-        torch.set_num_threads(1)
         self.folder = folder
         self.model = Model.load(folder)
         self.schema = self.model.schema
@@ -261,6 +260,16 @@ def _at(error: SchemaError, place: int) -> SchemaError:
     if not moved.detail:
         return SchemaError(f"rows[{place}]: {error}")
     return SchemaError(wire.place_text(moved.detail[0]["loc"]) + moved.detail[0]["msg"], detail=moved.detail)
+
+
+def take_process() -> None:
+    """Set up the process that answers; a container has one of them."""
+    import torch
+
+    # BentoML runs one batch at a time, in a thread beside the event loop. HTTP takes most of the time: a second thread
+    # of the networks would take it from the event loop.
+    torch.set_num_threads(1)
+    keep_memory(one_arena=True)
 
 
 def settle_memory() -> None:
