@@ -50,7 +50,7 @@ def environment() -> list[dict[str, str]]:
 def requirements(requires: Iterable[str] = ()) -> list[str]:
     """Return `RUNTIME` and all that it needs, as "name==version" of what is installed here, in order of name."""
     pins: dict[str, str] = {}
-    done: set[tuple[str, str]] = set()
+    done: set[tuple[str, str]] = {("mtl-bento", "")}  # the Bento carries its source, whoever depends on it
     waiting = [Requirement(line) for line in (*RUNTIME, *requires)]
     for requirement in waiting:  # grows while it is read
         name = canonicalize_name(requirement.name)

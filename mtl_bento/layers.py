@@ -128,6 +128,11 @@ def stacked_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x @ weight + bias for each member: x [K or 1, M or 1, B, F], weight [K, M or 1, F, D] -> [K, M, B, D]."""
     n, m, rows, width = x.shape
     members, inner = weight.shape[:2]
+    if width != weight.shape[2]:
+        raise ValueError(
+            f"x has width {width}, the weights take {weight.shape[2]}; "
+            "where a layer holds the stack's first members only, give it `padded=(widest in, widest out)`"
+        )
     if inner > 1:
         x = x.expand(members, inner, rows, width).reshape(members * inner, rows, width)
         weight, bias = weight.flatten(0, 1), None if bias is None else bias.flatten(0, 1)  # [K*M, F, D]

@@ -31,12 +31,15 @@ class Registry(Generic[Built]):
         self._specs: dict[str, type[Spec]] = {}
         self._classes: dict[type[Spec], type[Any]] = {}
         self._loaded = False
+        self._origins: dict[str, tuple[str, str]] = {}
 
     def register(self, spec: type[Spec]) -> Callable[[AnyClass], AnyClass]:
         """Return a decorator that files a class under its spec's `kind`; a kind registered twice is a SpecError."""
 
         def file(built: AnyClass) -> AnyClass:
-            kind = spec.model_fields["kind"].default
+            kind = spec.model_fields["kind"].default if "kind" in spec.model_fields else None
+            if not isinstance(kind, str):
+                raise SpecError(f'{spec.__name__} needs a name of its own: `kind: Literal["name"] = "name"`.')
             held = self._specs.get(kind)
             if held is not None and (held.__module__, held.__qualname__) != (spec.__module__, spec.__qualname__):
                 raise SpecError(
@@ -85,6 +88,8 @@ class Registry(Generic[Built]):
 
         Raises SpecError where the class comes from no installed package (a notebook): it could not be packaged.
         """
+        if kind in self._origins:
+            return self._origins[kind]
         top = self.spec_class(kind).__module__.partition(".")[0]
         if top == __name__.partition(".")[0]:
             return None
@@ -104,7 +109,22 @@ class Registry(Generic[Built]):
         for module in pkgutil.iter_modules(folder.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         for entry in importlib.metadata.entry_points(group=self.group):
+            self._load_entry(entry)
+
+    def _load_entry(self, entry: importlib.metadata.EntryPoint) -> None:
+        """Import another package's kinds, and note whose they are; raises SpecError naming the package that fails."""
+        before = set(self._specs)
+        brought_by = entry.dist.name if entry.dist is not None else "a package"
+        try:
             entry.load()
+        except (ImportError, AttributeError) as error:
+            raise SpecError(
+                f"{brought_by} brings the {self.family} {entry.name!r}, but {entry.value} "
+                f"cannot be imported ({error}); mend or uninstall it."
+            ) from error
+        if entry.dist is not None:
+            # An editable install is found by its entry point alone, not by its files.
+            self._origins |= dict.fromkeys(set(self._specs) - before, (entry.dist.name, entry.dist.version))
 
 
 def one_line(error: ValidationError, *, where: str) -> str:

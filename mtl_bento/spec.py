@@ -68,7 +68,7 @@ class Spec(BaseModel):
 
     def stack_key(self) -> tuple[Any, ...]:
         """Return what two specs must have in common to share a stack: their class and the fields marked so."""
-        return (type(self).__name__, *(getattr(self, name) for name in self.must_match()))
+        return (type(self).__module__, type(self).__qualname__, *(getattr(self, name) for name in self.must_match()))
 
 
 def _mark(field: FieldInfo) -> Searched | None:

@@ -117,6 +117,7 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
         list(problem.dataset.inputs.columns),
         problem.names,
         trunks=spec.search.trunk or default_trunks(len(problem.protocol.learned)),
+        weightings=spec.search.weighting,
         domains=spec.search.space,
         batch_size=batch,
         steps=steps or whole,

@@ -65,6 +65,8 @@ class SearchSpec(Spec):
     """Total active wall time in seconds."""
     trunk: tuple[str, ...] | None = None
     """Kinds of trunk to choose from; the first is the default. None is tabm and mlp, from 20,000 rows mlp first."""
+    weighting: tuple[str, ...] = ("static",)
+    """Kinds of loss weighting to choose from; the first is the default."""
     space: dict[str, Domain] = {}
     """Narrows or fixes searched parameters, and sets fixed ones, by name."""
     seed: int = 0

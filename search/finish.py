@@ -17,7 +17,14 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
+from mtl_bento.columns._base import COLUMNS
+from mtl_bento.encoders._base import ENCODERS
+from mtl_bento.heads._base import HEADS
 from mtl_bento.model import Model
+from mtl_bento.network import Trained
+from mtl_bento.registry import Registry
+from mtl_bento.tasks._base import TASKS
+from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search import metrics, select
 from mtl_bento_search.finals import single_task_candidates
 from mtl_bento_search.problem import Problem
@@ -132,7 +139,7 @@ def _card(spec: dict[str, Any], problem: Problem, records: list[dict[str, Any]],
         "metrics": {r["task"]: _finite(r["metrics"]) for r in records},
         "verdicts": {r["task"]: r["verdict"] for r in records},
         "served_by": dict(zip(problem.names, choice.served_by, strict=True)),
-        "requires": requirements(choice.members),
+        "requires": requirements(problem, choice.members),
     }
 
 
@@ -140,18 +147,16 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
-def requirements(members: Sequence[Any]) -> list[str]:
-    """Return `distribution==version` of every package that brought a kind which the members use."""
-    from mtl_bento.encoders._base import ENCODERS
-    from mtl_bento.heads._base import HEADS
-    from mtl_bento.trunks._base import TRUNKS
-
-    origins = set()
+def requirements(problem: Problem, members: Sequence[Trained]) -> list[str]:
+    """Return `distribution==version` of every package that brought a kind which the model uses."""
+    held: set[tuple[Registry[Any], str]] = {(TASKS, task.spec.kind) for task in problem.tasks}
+    held |= {(COLUMNS, column.kind) for column in problem.schema.columns}
     for member in members:
-        origins.add(TRUNKS.origin(member.spec.trunk.kind))
-        origins |= {ENCODERS.origin(e.kind) for e in member.spec.encoders.values()}
-        origins |= {HEADS.origin(h.kind) for h in member.spec.heads.values()}
-    return sorted(f"{name}=={number}" for name, number in origins - {None})  # type: ignore[misc]
+        held.add((TRUNKS, member.spec.trunk.kind))
+        held |= {(ENCODERS, encoder.kind) for encoder in member.spec.encoders.values()}
+        held |= {(HEADS, head.kind) for head in member.spec.heads.values()}
+    origins = {registry.origin(kind) for registry, kind in held}
+    return sorted(f"{found[0]}=={found[1]}" for found in origins if found is not None)
 
 
 def _result(

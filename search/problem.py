@@ -22,6 +22,7 @@ from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento_search.config import Config, DataSpec, target_options
 from mtl_bento_search.inference import LeftOut, infer
+from mtl_bento_search.metrics import METRICS
 from mtl_bento_search.protocol import Protocol, looks_like_split, make_protocol
 
 FEW_LABELS = 10
@@ -105,6 +106,8 @@ def make_task(name: str, options: Mapping[str, Any], values: pa.ChunkedArray) ->
     kind = options.get("kind") or infer_task(values)
     spec = TASKS.parse({**options, "kind": kind, "name": name})
     task_class = TASKS.class_of(type(spec))
+    if unknown := set(task_class.metrics) - set(METRICS):
+        raise SpecError(f"Task kind {kind!r} names metrics that do not exist: {listing(sorted(unknown))}; see METRICS.")
     return task_class(task_class.fit(spec, values))
 
 

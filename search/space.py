@@ -28,12 +28,14 @@ from mtl_bento.registry import one_line
 from mtl_bento.spec import Searched, Spec
 from mtl_bento.training import MemberSpec, TrainingSpec
 from mtl_bento.trunks._base import TRUNKS, TrunkSpec
-from mtl_bento.weighting._base import WEIGHTINGS
+from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento.weighting.static import StaticWeightingSpec
 from mtl_bento_search.config import Choice, Domain
 
-HEAD, WEIGHTING = "dense", "static"
-"""Kinds of head and weighting; each becomes a searched choice when a second kind ships."""
+CHOICES = ("trunk", "weighting")
+"""Parameters that choose among kinds."""
+HEAD = "dense"
+"""The kind of head; it becomes a searched choice when a second kind ships."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Space:
     Args:
         blocks: names of the input blocks.
         tasks: names of the targets.
-        trunks: kinds to choose from, the default first.
+        trunks, weightings: kinds to choose from, the default first.
         domains: the user's `search.space`: a range, a list of choices or a fixed value by parameter name; a name before
             the dot (`head_width`) speaks for every task.
         batch_size, steps: what the number of rows asks for, where the user fixes nothing.
@@ -70,12 +72,14 @@ class Space:
         tasks: Sequence[str],
         *,
         trunks: Sequence[str] = ("tabm", "mlp"),
+        weightings: Sequence[str] = ("static",),
         domains: Mapping[str, Domain] | None = None,
         batch_size: int = 256,
         steps: int = 2048,
     ) -> None:
         self.blocks, self.tasks = list(blocks), list(tasks)
         self.trunks = {kind: _trunk_spec(kind) for kind in trunks}
+        self.weightings = {kind: WEIGHTINGS.spec_class(kind) for kind in weightings}
         sizes = {"batch_size": batch_size, "steps": steps}
         self._slots = {slot.name: slot for slot in self._all_slots(sizes)}
         self._domains = self._resolve(domains or {})
@@ -92,10 +96,14 @@ class Space:
         head = HEADS.spec_class(HEAD)
         for task in self.tasks:
             yield from (_slot(f"head_{field}.{task}", head, field, task=task) for field in _fields(head))
-        weighting = WEIGHTINGS.spec_class(WEIGHTING)
-        if len(self.tasks) > 1:
+        for kind, weighting in self.weightings.items():
             for field in _fields(weighting):
-                yield from (_slot(f"{field}.{task}", weighting, field, task=task, default=1.0) for task in self.tasks)
+                if not isinstance(weighting.model_fields[field].default, dict):
+                    yield _slot(f"{kind}.{field}", weighting, field)
+                elif len(self.tasks) > 1:  # one task has nothing to weigh
+                    yield from (
+                        _slot(f"{field}.{task}", weighting, field, task=task, default=1.0) for task in self.tasks
+                    )
         for field in _fields(TrainingSpec):
             if field != "weighting":
                 yield _slot(field, TrainingSpec, field, default=sizes.get(field))
@@ -107,8 +115,8 @@ class Space:
             held = [
                 slot for slot in self._slots if slot == name or (slot.startswith(f"{name}.") and self._slots[slot].task)
             ]
-            if name == "trunk":
-                raise SpecError("space: trunk is set by `search: {trunk: [...]}`.")
+            if name in CHOICES:
+                raise SpecError(f"space: {name} is set by `search: {{{name}: [...]}}`.")
             if not held:
                 allowed = dict.fromkeys(slot.partition(".")[0] if s.task else slot for slot, s in self._slots.items())
                 raise SpecError(
@@ -123,26 +131,31 @@ class Space:
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """What is searched, by parameter name (whether or not a trial's trunk has it)."""
-        trunk = {"trunk": CategoricalDistribution(list(self.trunks))} if len(self.trunks) > 1 else {}
-        return trunk | {n: d for n, d in self._domains.items() if isinstance(d, BaseDistribution)}
+        return self._choices() | {n: d for n, d in self._domains.items() if isinstance(d, BaseDistribution)}
+
+    def _choices(self) -> dict[str, BaseDistribution]:
+        """Return what is chosen among several kinds."""
+        kinds = {"trunk": list(self.trunks), "weighting": list(self.weightings)}
+        return {name: CategoricalDistribution(held) for name, held in kinds.items() if len(held) > 1}
+
+    def _kinds(self, params: Mapping[str, Any]) -> set[type[Spec]]:
+        """Return the specs of the kinds that parameters choose: the first where there is nothing to choose."""
+        trunk = params.get("trunk", next(iter(self.trunks)))
+        return {self.trunks[trunk], self.weightings[params.get("weighting", next(iter(self.weightings)))]}
 
     def defaults(self) -> dict[str, Any]:
         """Return trial 0: the defaults, moved into the user's space where it is narrower."""
-        found = {
-            name: _nearest_in(d, self._slots[name].default) for name, d in self.distributions.items() if name != "trunk"
-        }
-        kind = next(iter(self.trunks))
-        found = {name: value for name, value in found.items() if self._applies(name, kind)}
-        return ({"trunk": kind} if len(self.trunks) > 1 else {}) | found
+        chosen: dict[str, Any] = {name: choice.choices[0] for name, choice in self._choices().items()}  # type: ignore[attr-defined]
+        for name, distribution in self.distributions.items():
+            if name not in CHOICES and self._applies(name, chosen):
+                chosen[name] = _nearest_in(distribution, self._slots[name].default)
+        return chosen
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """Return a trial's parameters."""
-        kind = next(iter(self.trunks))
-        params: dict[str, Any] = {}
-        if len(self.trunks) > 1:
-            kind = params["trunk"] = trial.suggest_categorical("trunk", list(self.trunks))
+        params = {name: _suggest(trial, name, choice) for name, choice in self._choices().items()}
         for name, distribution in self.distributions.items():
-            if name != "trunk" and self._applies(name, kind):
+            if name not in CHOICES and self._applies(name, params):
                 params[name] = _suggest(trial, name, distribution)
         return params
 
@@ -162,8 +175,8 @@ class Space:
                 heads={t: self._built(HEADS.spec_class(HEAD), values, task=t) for t in self.tasks},
             ),
             training=TrainingSpec(
-                **{f: values[f] for f in _fields(TrainingSpec) if f in values},
-                weighting=self._weighting(values),
+                **{f: values[f] for f in _fields(TrainingSpec) if f in self._slots},
+                weighting=self._weighting(values, params),
             ),
         )
 
@@ -172,18 +185,21 @@ class Space:
         slots = [s for _, s in held if s.spec is spec or (s.common and issubclass(spec, TrunkSpec))]
         return spec(**{slot.field: values[slot.name] for slot in slots})
 
-    def _weighting(self, values: Mapping[str, Any]) -> Any:
-        spec = WEIGHTINGS.spec_class(WEIGHTING)
-        by_field: dict[str, dict[str, Any]] = {}
+    def _weighting(self, values: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+        spec = self.weightings[params.get("weighting", next(iter(self.weightings)))]
+        fields: dict[str, Any] = {}
         for slot in self._slots.values():
-            if slot.spec is spec and slot.task is not None:
-                by_field.setdefault(slot.field, {})[slot.task] = values[slot.name]
-        return spec(**by_field)
+            if slot.spec is spec and slot.task is None:
+                fields[slot.field] = values[slot.name]
+            elif slot.spec is spec:
+                fields.setdefault(slot.field, {})[slot.task] = values[slot.name]
+        return spec(**fields)
 
-    def _applies(self, name: str, kind: str) -> bool:
-        """Return whether a trial of that trunk has the parameter."""
+    def _applies(self, name: str, params: Mapping[str, Any]) -> bool:
+        """Return whether a trial of those choices has the parameter."""
         slot = self._slots[name]
-        return slot.common or not issubclass(slot.spec, TrunkSpec) or slot.spec is self.trunks[kind]
+        several = issubclass(slot.spec, TrunkSpec | WeightingSpec)
+        return slot.common or not several or slot.spec in self._kinds(params)
 
 
 def alone(member: MemberSpec, task: str, tasks: Sequence[str]) -> MemberSpec:
@@ -196,6 +212,9 @@ def _trunk_spec(kind: str) -> type[TrunkSpec]:
     spec = TRUNKS.spec_class(kind)
     if not issubclass(spec, TrunkSpec):
         raise UnknownKindError(f"Trunk {kind!r} is described by {spec.__name__}, which is no TrunkSpec.")
+    for name, field in TrunkSpec.model_fields.items():
+        if name != "kind" and spec.model_fields[name].metadata != field.metadata:
+            raise SpecError(f"Trunk {kind!r} narrows {name}, which all trunks share; call it otherwise.")
     return spec
 
 
@@ -219,12 +238,12 @@ def _searched(slot: Slot) -> BaseDistribution | Any:
         return CategoricalDistribution(list(mark.choices))
     assert mark.low is not None
     assert mark.high is not None
-    return _range(slot, mark.low, mark.high, mark.log)
+    return _range(slot, mark.low, mark.high, mark.log, step=mark.step or 1)
 
 
-def _range(slot: Slot, low: float, high: float, log: bool) -> BaseDistribution:
+def _range(slot: Slot, low: float, high: float, log: bool, *, step: int = 1) -> BaseDistribution:
     if isinstance(slot.default, int) and not isinstance(slot.default, bool):
-        return IntDistribution(int(low), int(high), log=log)
+        return IntDistribution(int(low), int(high), log=log, step=step)
     return FloatDistribution(float(low), float(high), log=log)
 
 
@@ -274,7 +293,9 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, distribution: BaseDistrib
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
     assert isinstance(distribution, FloatDistribution)
     return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 

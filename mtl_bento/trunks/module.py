@@ -45,6 +45,9 @@ class ModuleTrunk(Trunk[ModuleTrunkSpec], Random):
         members = features.expand(len(self.specs), -1, -1)
         with self._drawing(features.device):
             states = [module(x) for module, x in zip(self.modules_of_members, members, strict=True)]
+        for spec, state in zip(self.specs, states, strict=True):
+            if state.shape[-1] != spec.width:
+                raise SpecError(f"Trunk {spec.kind!r}: its module answers {state.shape[-1]} numbers, not {spec.width}.")
         widest = max(self.widths)
         padded = [nn.functional.pad(state, (0, widest - state.shape[-1])) for state in states]
         return [torch.stack(padded).unsqueeze(1)] * self.sizes.n_tasks

@@ -68,7 +68,7 @@ def killed_and_finished(folder: Path, *, kills: int, n_trials: int, seed: int) -
     while True:
         process, killed = start(folder, "killed", n_trials)
         try:
-            process.wait(rng.uniform(0.02, max(0.2, whole_s * 0.6)) if done < kills else 300)
+            process.wait(rng.uniform(0.02, max(0.2, whole_s * 0.3)) if done < kills else 300)
             break
         except subprocess.TimeoutExpired:
             process.kill()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mtl_bento.errors import SpecError, UnknownKindError
+from mtl_bento.spec import Searched
+from mtl_bento.trunks._base import TRUNKS, TrunkSpec
+from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento_search.config import Choice
 from mtl_bento_search.space import Space, alone
 
@@ -122,6 +126,35 @@ def test_a_range_must_ascend_and_a_log_range_start_above_zero() -> None:
         space(dropout=Choice(low=0.5, high=0.1))
     with pytest.raises(SpecError, match="must start above 0"):
         space(weight_decay=Choice(low=0, high=0.1))
+
+
+def test_a_second_weighting_is_a_choice_and_its_fields_are_named_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tempered(WeightingSpec):
+        """A weighting for this test."""
+
+        kind: Literal["tempered"] = "tempered"
+        heat: Annotated[float, Searched(0.5, 2.0)] = 1.0
+        """Made up."""
+
+    monkeypatch.setitem(WEIGHTINGS._specs, "tempered", Tempered)
+    held = Space(["numeric"], TASKS, weightings=["static", "tempered"])
+    assert held.distributions["weighting"] == CategoricalDistribution(["static", "tempered"])
+    assert "tempered.heat" not in held.defaults()
+    params = held.suggest(optuna.trial.FixedTrial({**held.defaults(), "weighting": "tempered", "tempered.heat": 1.5}))
+    assert "loss_weight.income" not in params
+    assert held.member(params).training.weighting == Tempered(heat=1.5)
+
+
+def test_a_trunk_that_narrows_a_common_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deep(TrunkSpec):
+        """A trunk for this test."""
+
+        kind: Literal["deep"] = "deep"
+        shared_depth: Annotated[int, Searched(4, 8)] = 4
+
+    monkeypatch.setitem(TRUNKS._specs, "deep", Deep)
+    with pytest.raises(SpecError, match="Trunk 'deep' narrows shared_depth, which all trunks share"):
+        Space(["numeric"], TASKS, trunks=["deep", "mlp"])
 
 
 def test_an_unknown_trunk_lists_those_there_are() -> None:
