@@ -12,9 +12,11 @@ from mtl_bento.columns._base import COLUMNS
 from mtl_bento.dataset import Dataset
 from mtl_bento.encoders._base import ENCODERS
 from mtl_bento.heads.dense import DenseHeadSpec
+from mtl_bento.model import Model
 from mtl_bento.network import Inputs, NetworkSpec
 from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS
+from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, advance, lined_up
 from mtl_bento.trunks.mlp import MLPSpec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -89,3 +91,16 @@ def network_spec(dataset: Dataset, trunk: object | None = None, **heads: int) ->
         trunk=trunk or MLPSpec(width=32, dropout=0.0),
         heads={task.name: DenseHeadSpec(width=width) for task, width in zip(dataset.tasks, widths, strict=True)},
     )
+
+
+def make_model(table: pa.Table) -> Model:
+    """Return a real model trained on a table: two members, of different depth, blended differently by task."""
+    schema, dataset = make_dataset(table)
+    training = TrainingSpec(lr=5e-3, batch_size=64, steps=96)
+    specs = [network_spec(dataset, MLPSpec(width=w, shared_depth=d), head0=16) for w, d in ((32, 1), (24, 2))]
+    members = [Member(MemberSpec(network=s, training=training), seed=i) for i, s in enumerate(specs)]
+    done = advance(Stack(lined_up(members), seed=0), dataset, training.steps)
+    trained = tuple(done.trained(k) for k in range(len(members)))
+    blend = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.25, 0.75]])
+    card = {"name": "small", "n_train": 480, "run": "small", "spec_sha256": "0" * 64, "data_sha256": "1" * 64}
+    return Model(schema, dataset.tasks, dataset.inputs, trained, blend, card)
