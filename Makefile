@@ -23,7 +23,7 @@ cpu-torch: $(BIN)/python  ## install torch for CPUs before anything pulls gigaby
 
 # A strict editable install links file by file, so that mypy sees both packages; a new file needs a new install.
 SOURCES := $(shell find mtl_bento search -name '*.py' 2>/dev/null | LC_ALL=C sort)
-$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt $(VENV)/.sources
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[search,flights]' --config-settings editable_mode=strict
 	@touch $@
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -18,6 +20,8 @@ import click
 from mtl_bento import plugins
 from mtl_bento.errors import MissingExtraError, MtlBentoError
 
+STARTED = time.monotonic()
+"""When this process began, but for Python's own start: a timeout counts what is imported after it, too."""
 OF_SEARCH = ("inspect", "search", "report", "evaluate", "example")
 """Commands of the extra `search`, listed also where it is not installed."""
 
@@ -39,6 +43,30 @@ class Commands(click.Group):
         """Return a command by its name, or None."""
         own = super().get_command(ctx, cmd_name)
         return own or next((command for command in _plugged() if command.name == cmd_name), None)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line; what click refuses is one line too."""
+        try:
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            if not standalone_mode:
+                return code
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx is not None else "mtl-bento"
+            click.echo(f"Error: {error.format_message().rstrip('.')}. See `{where} --help`.", err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(130)  # as shells call it when Ctrl-C ends a command
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; one of our errors ends it in one line."""

@@ -20,7 +20,7 @@ from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
 from mtl_bento_search.references import affordable, obtain
 from mtl_bento_search.report import write_report
-from mtl_bento_search.run import Clock, Folder, Run, open_storage, spec_digest
+from mtl_bento_search.run import STUDY, Clock, Folder, Run, open_storage, repair_journal, spec_digest
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
 from mtl_bento_search.study import Driver, open_study
@@ -50,6 +50,7 @@ def search(
     callbacks: Sequence[Callback] = (),
     config: Config | None = None,
     progress: Progress | None = None,
+    started: float | None = None,
     **options: Any,
 ) -> Run:
     """Search, choose, test once, report, save the model; return the run.
@@ -69,11 +70,12 @@ def search(
         sampler, pruner, callbacks: Optuna's, in place of ours.
         config: a whole spec (`load_config("mtl.yaml")`); other arguments come before it.
         progress: told what happens.
+        started: the `time.monotonic()` from which the timeout counts; now by default.
         options: other keys of mtl.yaml (`inputs`, `ignore`, `split`, `sample_weight`, `search`).
 
     Raises TableError, SchemaError, SpecError or RunError in one line, before anything is written.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     spec = _merged(config, data, targets, options, n_trials=n_trials, timeout=timeout, seed=seed)
     if executor != "local":
         raise SpecError(f"executor {executor!r} is not known; allowed: local.")
@@ -100,7 +102,9 @@ def _merged(
 ) -> Config:
     """Return one spec out of a config and arguments; the arguments come first."""
     raw: dict[str, Any] = config.model_dump(exclude_unset=True) if config is not None else {}
-    raw |= options
+    raw |= {key: value for key, value in options.items() if key != "ignore"}
+    if "ignore" in options:
+        raw["ignore"] = [*raw.get("ignore", ()), *options["ignore"]]
     if targets is not None:
         raw["targets"] = dict(targets) if isinstance(targets, Mapping) else dict.fromkeys(targets)
     given = {"n_trials": n_trials, "timeout": None if timeout is None else seconds(timeout), "seed": seed}
@@ -137,7 +141,7 @@ def _searched(
 ) -> Run:
     tune_process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    written = written_spec(spec, problem, folder.path.resolve().name, storage)
+    written = written_spec(spec, problem, folder.name(), storage)
     folder.agree(written)
     state = folder.read_state()
     n_trials, timeout_s = spec.search.n_trials, spec.search.timeout
@@ -153,8 +157,10 @@ def _searched(
         "data_sha256": problem.data_sha256,
         "split_sha256": problem.protocol.digest(),
     }
+    repair_journal(folder.path / STUDY)  # only here, where the folder is locked: no other driver writes
     held = open_storage(folder.path, storage)
     study = open_study(written["name"], held, sampler=sampler, pruner=pruner, attrs=attrs)
+    folder.write_spec(written)
     for line in (*(f"Split: {note}." for note in problem.notes), *_left_out(problem)):
         progress.say(line)
     with progress, make_executor(problem.dataset) as workers:

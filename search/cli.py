@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import webbrowser
 from functools import partial
@@ -17,6 +19,8 @@ from rich.table import Table
 
 from mtl_bento import sources
 from mtl_bento import table as tables
+from mtl_bento.artifact import write_file
+from mtl_bento.cli import STARTED
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento_search.api import search
 from mtl_bento_search.config import Config, load_config, parse_targets, seconds, split_kind, target_options
@@ -110,7 +114,7 @@ def _labels(task: Any) -> str:
 def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split: tuple[str, ...]) -> None:
     data: dict[str, Any] = {
         "version": 1,
-        "data": str(Path(table).resolve()),
+        "data": os.path.relpath(table, out.parent),
         "targets": {task.name: {"kind": task.spec.kind} for task in tasks},
         "inputs": {column.name: column.kind for column in found.schema.columns},
     }
@@ -118,7 +122,10 @@ def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split
         data["ignore"] = [left.name for left in found.left_out]
     if split:
         data["split"] = {"kind": "column", "column": split[0]}
-    out.write_text(yaml.safe_dump(data, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    try:
+        write_file(out, yaml.safe_dump(data, allow_unicode=True, sort_keys=False).encode())
+    except OSError as error:
+        raise SpecError(f"{out} cannot be written ({error.strerror}); choose another file with --out.") from None
 
 
 @click.command("search")
@@ -138,7 +145,7 @@ def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--storage", help="An Optuna storage URL; a journal file in the run folder by default.")
 @click.option("--executor", default="local", show_default=True, help="Where networks train.")
-@click.option("--seed", type=int, help="Of every random draw. [default: 0]")
+@click.option("--seed", type=click.IntRange(min=0), help="Of every random draw. [default: 0]")
 @_json
 @_quiet
 def search_command(
@@ -190,6 +197,7 @@ def search_command(
         seed=seed,
         config=config,
         progress=shown,
+        started=STARTED,
         **options,
     )
     if as_json:
@@ -235,7 +243,7 @@ def show_result(run: Run) -> None:
             f"Note: the test rows were scored {result['test_looks']} times; only the first look is a clean test."
         )
     click.echo(f"Report: {run.folder / REPORT}")
-    click.echo(f"Next:   mtl-bento package {run.folder}")
+    click.echo(f"Next:   mtl-bento package {shlex.quote(str(run.folder))}")
 
 
 def _figure(value: float | None) -> str:
@@ -314,5 +322,6 @@ def example_command(name: str | None, out: Path | None, rows: int | None, quiet:
     tables.write(table, path)
     if not quiet:
         click.echo(f"Wrote {path}: {table.num_rows:,} rows. Next:")
-        click.echo(f"  mtl-bento search {path} " + " ".join(f"--target {split_kind(t)[0]}" for t in example.targets))
+        targets = " ".join(f"--target {shlex.quote(split_kind(t)[0])}" for t in example.targets)
+        click.echo(f"  mtl-bento search {shlex.quote(str(path))} {targets}")
     sys.stdout.flush()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
-from mtl_bento.registry import one_line
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import TASKS
 
@@ -44,6 +44,12 @@ class SplitSpec(Spec):
     folds: Annotated[int, Field(ge=0, le=20)] | None = None
     """Folds of cross-validation; 0 is a holdout; None is 5 below 5,000 rows and a holdout from there."""
 
+    @model_validator(mode="after")
+    def _column_is_used(self) -> Self:
+        if self.column is not None and self.kind == "random":
+            raise ValueError("a column needs a kind: column, fold, time or group")
+        return self
+
 
 class Choice(Spec):
     """A range of `search.space`."""
@@ -57,19 +63,27 @@ Domain = Choice | list[Any] | bool | int | float | str
 """A range, a list of choices, or a fixed value."""
 
 
+def _listed(value: Any) -> Any:
+    """Return a bare word as a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
 class SearchSpec(Spec):
     """How long and where to search."""
 
     n_trials: Annotated[int, Field(ge=1)] | None = None
     timeout: Seconds | None = None
     """Total active wall time in seconds."""
-    trunk: tuple[str, ...] | None = None
+    trunk: Annotated[Words, Field(min_length=1)] | None = None
     """Kinds of trunk to choose from; the first is the default. None is tabm and mlp, from 20,000 rows mlp first."""
-    weighting: tuple[str, ...] = ("static",)
+    weighting: Annotated[Words, Field(min_length=1)] = ("static",)
     """Kinds of loss weighting to choose from; the first is the default."""
     space: dict[str, Domain] = {}
     """Narrows or fixes searched parameters, and sets fixed ones, by name."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class DataSpec(Spec):
@@ -80,17 +94,33 @@ class DataSpec(Spec):
     test: str | None = None
 
 
+def _named(value: Any) -> Any:
+    """Return a list of target names as a mapping."""
+    return dict.fromkeys(value) if isinstance(value, list | tuple) else value
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without a key given twice, of which the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; raises a YAML error naming a key given twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key, n in Counter(map(str, keys)).items() if n > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 class Config(Spec):
     """The spec of a run; `data` and `targets` suffice."""
 
     version: Literal[1] = 1
     data: str | DataSpec | None = None
     """A table, or separate ones; paths are relative to mtl.yaml."""
-    targets: dict[str, dict[str, Any] | str | None]
+    targets: Annotated[dict[str, dict[str, Any] | str | None], BeforeValidator(_named)]
     """Target columns: a kind, or kind and options, or nothing to have the kind inferred."""
     inputs: dict[str, str] = {}
     """Kinds of input columns that the inference should not decide."""
-    ignore: tuple[str, ...] = ()
+    ignore: Words = ()
     """Columns that are no inputs."""
     sample_weight: str | None = None
     """A column of row weights."""
@@ -101,7 +131,7 @@ class Config(Spec):
 def load_config(path: Path) -> Config:
     """Return the spec of a mtl.yaml, its paths made absolute; raises SpecError in one line."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(raw, dict):
@@ -121,13 +151,17 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> Config:
 
 
 def _complaint(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
+    # A misspelt key first: what pydantic says of the other members of a union would hide it.
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
+    # Names of a union's members are no part of the file.
+    place_of = [str(p) for p in first["loc"] if p not in ("str", "Choice", "DataSpec") and "[" not in str(p)]
     if first["type"] != "extra_forbidden":
-        return one_line(error, where=where)
-    *path, key = [str(part) for part in first["loc"]]
+        return f"{where}: {'.'.join(place_of)}: {first['msg'].removeprefix('Value error, ')}."
+    *path, key = place_of
     models: dict[str, type[Spec]] = {"": Config, "split": SplitSpec, "search": SearchSpec, "data": DataSpec}
-    allowed = list(models.get(path[0] if path else "", Choice).model_fields)
-    place = ".".join([*path, key])
+    allowed = list((Choice if "space" in path else models.get(path[0] if path else "", Choice)).model_fields)
+    place = ".".join(place_of)
     return f"{where}: {place} is not a known key{nearest(key, allowed) or '.'} Allowed: {listing(allowed)}."
 
 

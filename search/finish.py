@@ -51,7 +51,7 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
         truth = task.truth(problem.table[task.name])[rows]
         mine, single = task.scored(ours[t]), task.scored(singles[t])
         same = choice.served_by[t] == choice.single[t].name
-        own, (low, high) = metrics.paired_intervals(task.metric, truth, mine, single, weights=weights)
+        own, (low, high) = _intervals(task.metric, truth, mine, single, weights, same=same)
         higher = metrics.METRICS[task.metric].higher_is_better
         value, alone = (metrics.measure(task.metric, truth, scored, weights) for scored in (mine, single))
         records.append(
@@ -63,7 +63,7 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
                 "ours": value,
                 "interval": own,
                 "single_task": alone,
-                "difference": (value - alone) * (1 if higher else -1),
+                "difference": 0.0 if same else (value - alone) * (1 if higher else -1),
                 "lower": low,
                 "upper": high,
                 "verdict": verdict(low, high, same=same),
@@ -75,6 +75,15 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def _intervals(
+    name: str, truth: np.ndarray, mine: np.ndarray, single: np.ndarray, weights: np.ndarray | None, *, same: bool
+) -> tuple[metrics.Interval, metrics.Interval]:
+    """Return the intervals of our metric and of its difference to single-task; 0 where both are one network."""
+    if same:
+        return metrics.interval(name, truth, mine, weights=weights), (0.0, 0.0)
+    return metrics.paired_intervals(name, truth, mine, single, weights=weights)
 
 
 def verdict(low: float, high: float, *, same: bool) -> str:

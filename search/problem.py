@@ -80,7 +80,7 @@ def make_problem(
     )
     if not inference.schema.columns:
         raise SchemaError("No column is left as an input; give some a kind in mtl.yaml, `inputs: {name: categorical}`.")
-    tasks = tuple(make_task(name, options, table[name]) for name, options in targets.items())
+    tasks = tuple(make_task(name, options, table[name], learned=learned) for name, options in targets.items())
     _check_splits(tasks, table, protocol)
     blocks = inference.schema.encode(table)
     inputs = Inputs.fit(inference.schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
@@ -101,14 +101,20 @@ def make_problem(
     )
 
 
-def make_task(name: str, options: Mapping[str, Any], values: pa.ChunkedArray) -> Task[Any]:
-    """Return the task of a target, its kind inferred where it is not given, learned from its labels."""
+def make_task(
+    name: str, options: Mapping[str, Any], values: pa.ChunkedArray, *, learned: np.ndarray | None = None
+) -> Task[Any]:
+    """Return the task of a target, its kind inferred where it is not given.
+
+    Which labels there are is read off all rows; means, spreads and frequencies off the rows `learned` alone.
+    """
     kind = options.get("kind") or infer_task(values)
     spec = TASKS.parse({**options, "kind": kind, "name": name})
     task_class = TASKS.class_of(type(spec))
     if unknown := set(task_class.metrics) - set(METRICS):
         raise SpecError(f"Task kind {kind!r} names metrics that do not exist: {listing(sorted(unknown))}; see METRICS.")
-    return task_class(task_class.fit(spec, values))
+    known = task_class.survey(spec, values)
+    return task_class(task_class.fit(known, values if learned is None else values.take(pa.array(learned))))
 
 
 def infer_task(values: pa.ChunkedArray) -> str:
@@ -180,8 +186,9 @@ def _known_targets(config: Config, table: pa.Table) -> dict[str, dict[str, Any]]
             f"No target is given; name at least one, `--target NAME`. Columns: {listing(table.column_names)}."
         )
     for name in config.targets:
-        if name in config.inputs:
-            raise SpecError(f"{name!r} is a target and cannot be an input as well; remove it from one of the two.")
+        if name in config.inputs or name in config.ignore:
+            other = "an input" if name in config.inputs else "ignored"
+            raise SpecError(f"{name!r} is a target and cannot be {other} as well; remove it from one of the two.")
     return {name: target_options(name, given) for name, given in config.targets.items()}
 
 
@@ -208,11 +215,19 @@ def _check_splits(tasks: Sequence[Task[Any]], table: pa.Table, protocol: Protoco
         ("the test rows", protocol.test),
     ]
     for task in tasks:
-        labelled = ~task.known(torch.from_numpy(task.encode(table[task.name]))).numpy()
+        labels = task.encode(table[task.name])
+        missing = ~task.known(torch.from_numpy(labels)).numpy()
         for words, rows in parts:
-            if labelled[rows].all():
+            if missing[rows].all():
                 raise SchemaError(
                     f"Target {task.name!r} has no label in {words}; "
+                    "split otherwise (`split:` in mtl.yaml), or leave it out."
+                )
+        for words, rows in parts[: len(protocol.splits)]:
+            known = labels[rows][~missing[rows]]
+            if known.ndim == 1 and known.min() == known.max():
+                raise SchemaError(
+                    f"Target {task.name!r} has one value only in {words}; "
                     "split otherwise (`split:` in mtl.yaml), or leave it out."
                 )
 

@@ -62,7 +62,7 @@ class Terminal(Progress):
 
     def say(self, line: str) -> None:
         """Print a line above the display."""
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:

@@ -33,6 +33,12 @@ class Protocol:
     notes: tuple[str, ...] = ()
     kind: str = field(default="random")
 
+    def __post_init__(self) -> None:
+        # Arrow's sort gives unsigned places, which torch does not index by.
+        places = tuple((train.astype(np.int64), valid.astype(np.int64)) for train, valid in self.splits)
+        object.__setattr__(self, "splits", places)
+        object.__setattr__(self, "test", self.test.astype(np.int64))
+
     @property
     def learned(self) -> np.ndarray:
         """Rows that some member trains on, ascending."""
@@ -61,26 +67,33 @@ def make_protocol(
     Raises SpecError or SchemaError where the column is missing or leaves a part empty.
     """
     notes: list[str] = []
-    if roles is None and spec.kind == "column":
-        roles = _roles(table, _column(spec, table))
     if roles is not None:
-        return _given(spec, table, roles, labels, seed, notes)
+        return _given(spec, table, roles, labels, seed, notes, joins=False)
+    if spec.kind == "column":
+        return _given(spec, table, _roles(table, _column(spec, table)), labels, seed, notes, joins=True)
     split: Protocol = _SPLITTERS[spec.kind](spec, table, labels, seed, notes)
     return split
 
 
 def _given(
-    spec: SplitSpec, table: pa.Table, roles: np.ndarray, labels: Sequence[np.ndarray], seed: int, notes: list[str]
+    spec: SplitSpec,
+    table: pa.Table,
+    roles: np.ndarray,
+    labels: Sequence[np.ndarray],
+    seed: int,
+    notes: list[str],
+    *,
+    joins: bool,
 ) -> Protocol:
     """Keep the parts that the user gave, and carve out those that are missing.
 
-    Few validation rows choose badly: where they are under 1,000 and all rows to develop on are under 5,000, they become
-    part of the folds, and a note says so.
+    Few validation rows choose badly: where a column marks under 1,000 of them and all rows to develop on are under
+    5,000, they join the folds, and a note says so (`joins`). A validation table of its own is always kept apart.
     """
     train, valid, test = (np.flatnonzero(roles == role) for role in ("train", "valid", "test"))
     if not len(train):
         raise SchemaError("The split leaves no training rows; mark some rows 'train'.")
-    holdout = len(valid) > 0 and not _folds(spec, len(train) + len(valid), len(valid))
+    holdout = len(valid) > 0 and not (joins and _folds(spec, len(train) + len(valid), len(valid)))
     develop = train if holdout else np.sort(np.concatenate([train, valid]))
     if not len(test):
         test, develop = _carve_test(spec, develop, labels, seed)
@@ -113,9 +126,7 @@ def _develop(
     rng = np.random.default_rng([seed, 1])
     if n_folds:
         if len(develop) < n_folds * 2:
-            raise SchemaError(
-                f"{len(develop)} rows are too few for {n_folds} folds; bring more rows or write `split: {{folds: 2}}`."
-            )
+            raise SchemaError(f"{len(develop)} rows to develop on are too few for {n_folds} folds; bring more rows.")
         fold = deal(develop, labels, n_folds, rng)
         notes.append(f"{n_folds} folds over {len(develop):,} rows, {len(test):,} rows locked for the test")
         return Protocol(
@@ -176,6 +187,10 @@ def _time(spec: SplitSpec, table: pa.Table, labels: Sequence[np.ndarray], seed: 
     if values.null_count:
         raise SchemaError(
             f"Column {spec.column!r} splits by time but {values.null_count} of its cells are missing; fill them."
+        )
+    if not (pa.types.is_temporal(values.type) or pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise SchemaError(
+            f"Column {spec.column!r} holds {values.type}, which has no order in time; give dates or numbers."
         )
     order = pc.array_sort_indices(values.combine_chunks()).to_numpy()
     n_test = round(spec.test * len(order))

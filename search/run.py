@@ -161,24 +161,37 @@ class Folder:
                 raise RunError(
                     f"{self.path} is in use by another search; wait for it, or choose another --out."
                 ) from None
-            yield
+            try:
+                yield
+            finally:
+                if {item.name for item in self.path.iterdir()} <= {LOCK}:  # it came to nothing: leave nothing
+                    (self.path / LOCK).unlink(missing_ok=True)
+                    self.path.rmdir()
 
-    def agree(self, spec: dict[str, Any]) -> bool:
-        """Write the spec of a new run, or compare it with the run's; return whether the run is an old one.
+    def name(self) -> str:
+        """Return the run's name: the folder's when the run was made, so that a moved folder goes on."""
+        path = self.path / SPEC
+        return (
+            str(yaml.safe_load(path.read_text(encoding="utf-8"))["name"])
+            if path.is_file()
+            else self.path.resolve().name
+        )
 
-        Raises RunError naming the first difference.
-        """
+    def agree(self, spec: dict[str, Any]) -> None:
+        """Compare a spec with the run's, where there is one; raises RunError naming the first difference."""
         path = self.path / SPEC
         if not path.is_file():
-            write_file(path, yaml.safe_dump(spec, allow_unicode=True, sort_keys=False).encode())
-            return False
+            return
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
         if changed := difference(held, spec):
             raise RunError(
                 f"{self.path} holds a run with another {changed}. "
                 f"Continue it with its own, or start anew: --out {self.path}-2."
             )
-        return True
+
+    def write_spec(self, spec: dict[str, Any]) -> None:
+        """Write the spec: from here on the folder is a run."""
+        write_file(self.path / SPEC, yaml.safe_dump(spec, allow_unicode=True, sort_keys=False).encode())
 
     def read_state(self) -> dict[str, Any]:
         """Return what the driver noted: seconds of earlier sittings, steps, times that the test was scored."""
@@ -220,10 +233,7 @@ def difference(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -
 
 def open_storage(folder: Path, url: str | None) -> Any:
     """Return the run's Optuna storage: its own journal file, or the given URL."""
-    if url is not None:
-        return url
-    repair_journal(folder / STUDY)
-    return JournalStorage(JournalFileBackend(str(folder / STUDY)))
+    return url if url is not None else JournalStorage(JournalFileBackend(str(folder / STUDY)))
 
 
 def repair_journal(path: Path) -> None:

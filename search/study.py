@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from mtl_bento.errors import SpecError
+from mtl_bento.errors import RunError, SpecError
 from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
@@ -336,14 +337,21 @@ def open_study(
     name: str, storage: Any, *, sampler: Any = None, pruner: Any = None, attrs: dict[str, Any] | None = None
 ) -> optuna.Study:
     """Return the run's study, made where it is not there; raises SpecError for one of several objectives."""
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        sampler=sampler or make_sampler(0),
-        pruner=pruner or RoundPruner(),
-        direction="maximize",
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            sampler=sampler or make_sampler(0),
+            pruner=pruner or RoundPruner(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError, ValueError) as error:
+        # Not the error's text: it may hold the URL with its password.
+        raise RunError(
+            f"The storage cannot be used ({type(error).__name__}): check its address, password and driver, "
+            "for instance sqlite:///study.db; without --storage the run keeps a journal file."
+        ) from None
     if len(study.directions) != 1 or study.direction != optuna.study.StudyDirection.MAXIMIZE:
         raise SpecError(
             f"Study {name!r} does not maximise one objective; name another run with --out, or another storage."

@@ -64,6 +64,12 @@ class Task(ABC, Generic[AnySpec]):
         return self.spec.metric or self.metrics[0]
 
     @classmethod
+    def survey(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
+        """Return the spec with what may be known of all labels, those of the test rows too: which labels there are."""
+        del values
+        return spec
+
+    @classmethod
     @abstractmethod
     def fit(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
         """Return the spec completed from training labels (levels, mean, spread).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -48,6 +48,12 @@ class LevelsTask(Task[AnySpec]):
         self._class_weights = _class_weights(spec, self.texts)
 
     @classmethod
+    def survey(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
+        """Return the spec with all labels as its levels, where it names none."""
+        _, firsts = by_text(values, spec.name)
+        return spec if spec.levels else spec.model_copy(update={"levels": _natural(value for _, value in firsts)})
+
+    @classmethod
     def fit(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
         """Return the spec with levels, dtype and frequencies; SchemaError where a label is unknown or all are alike."""
         places, firsts = by_text(values, spec.name)
@@ -55,7 +61,7 @@ class LevelsTask(Task[AnySpec]):
             raise SchemaError(
                 f"Target {spec.name!r} is missing in every training row; label some rows or leave it out."
             )
-        levels = spec.levels or tuple(sorted((value for _, value in firsts), key=lambda v: (isinstance(v, str), v)))
+        levels = spec.levels or _natural(value for _, value in firsts)
         texts = [text_of(level) for level in levels]
         if twice := [text for text in texts if texts.count(text) > 1]:
             raise SpecError(f"Target {spec.name!r}: `levels` names {twice[0]!r} more than once; name each label once.")
@@ -164,6 +170,11 @@ def _typed(levels: tuple[Label, ...], kind: pa.DataType) -> pa.Array:
         return pa.array(levels, _own_type(kind))
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array(levels)
+
+
+def _natural(labels: Iterable[Label]) -> tuple[Label, ...]:
+    """Return labels in their natural order, numbers before text."""
+    return tuple(sorted(labels, key=lambda label: (isinstance(label, str), label)))
 
 
 def _own_type(kind: pa.DataType) -> pa.DataType | None:

@@ -256,6 +256,11 @@ def table_with(**columns: Any) -> pa.Table:
         ({"targets": ["income"], "inputs": {"state": "number"}}, SpecError, "number"),
         ({"targets": ["income"], "sample_weight": "wight"}, SpecError, "no column 'wight'"),
         ({"targets": ["late"], "split": {"kind": "column", "column": "part"}}, SchemaError, "'late' has no label in"),
+        (
+            {"targets": ["kept"], "split": {"kind": "column", "column": "part"}},
+            SchemaError,
+            "'kept' is 'a' in every training",
+        ),
         ({"targets": ["income"], "executor": "moon"}, SpecError, "allowed: local"),
         ({"targets": ["income"], "device": "cuda:99"}, SpecError, "Device 'cuda:99' is not here"),
         ({"targets": ["income"], "serch": {}}, SpecError, r"serch is not a known key; did you mean 'search'"),
@@ -268,12 +273,42 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
         one=pa.array([1.5] * 60).cast(pa.int64(), safe=False),
         none=pa.nulls(60),
         part=pa.array(["train", "val", "test"] * 20),
+        kept=pa.array(["a", "a", "b"] * 20),
         late=pa.array(["a", "b", None, "b", "a", None] * 10),
     )
     with pytest.raises(error, match=words) as caught:
         mb.search(table, out=tmp_path / "run", n_trials=1, **changes)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"kind": "random"},
+        {"kind": "time", "column": "when"},
+        {"kind": "group", "column": "children", "folds": 2},
+        {"kind": "fold", "column": "children"},
+        {"kind": "column", "column": "part", "folds": 0},
+    ],
+    ids=lambda split: split["kind"],
+)
+def test_every_kind_of_split_searches(split: dict[str, Any], tmp_path: Path) -> None:
+    table = make_table(300).append_column("part", pa.array((["train"] * 4 + ["val", "test"]) * 50))
+    run = small_search(tmp_path / "run", table, n_trials=1, split=split)
+    assert run.result["trials"]["complete"] == 1
+
+
+def test_nothing_but_which_labels_there_are_is_learned_from_test_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    part = np.array((["train"] * 4 + ["val", "test"]) * 50)
+    numbers = np.where(part == "test", 1e6, 0.0) + rng.normal(size=300)
+    table = pa.table({"x": rng.normal(size=300), "part": part, "y": numbers})
+    run = small_search(
+        tmp_path / "run", table, targets=["y"], n_trials=1, split={"kind": "column", "column": "part", "folds": 0}
+    )
+    (task,) = run.model.tasks
+    np.testing.assert_allclose([task.spec.mean, task.spec.spread], [0, 1], atol=0.2)
 
 
 SCRIPT = """

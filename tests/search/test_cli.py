@@ -81,7 +81,7 @@ def test_inspect_shows_every_column_and_writes_a_spec_that_search_reads(folder: 
     assert spec["inputs"]["when"] == "datetime"
     from mtl_bento_search.config import load_config
 
-    assert load_config(out).data == str(folder / "t.parquet")
+    assert Path(str(load_config(out).data)).resolve() == folder / "t.parquet"
 
 
 def test_inspect_prints_json(folder: Path) -> None:
@@ -146,6 +146,10 @@ def test_a_table_that_cannot_be_read_is_one_line_and_exit_code_2(case: str, fold
         ([], "name at least one"),
         (["--target", "income", "--timeout", "soon"], "write seconds or 90s, 10m, 2h"),
         (["--target", "income", "--split", "part"], "no column 'part'"),
+        (["--target", "income", "--storage", "foo://user:secret@host"], "The storage cannot be used"),
+        (["--target", "income", "--seed", "-1"], "See `"),
+        (["--target", "income", "--n-trials", "0"], "See `"),
+        (["--target", "income", "--ignore", "income"], "cannot be ignored as well"),
         (["--target", "income:regression"], "is not a number"),
         (["--target", "age:binary"], "different labels"),
         (["--target", "income", "--ignore", "stat"], "did you mean 'state'"),
@@ -156,6 +160,19 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
 ) -> None:
     assert words in refused("search", folder / "t.parquet", *options, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_password_of_a_storage_is_never_printed(folder: Path, tmp_path: Path) -> None:
+    url = "postgresql://user:secret@127.0.0.1:1/db"
+    assert "secret" not in refused(
+        "search", folder / "t.parquet", "--target", "income", "--storage", url, "--out", tmp_path / "run"
+    )
+
+
+def test_where_inspect_cannot_write_is_one_line(folder: Path) -> None:
+    assert "cannot be written" in refused(
+        "inspect", folder / "t.parquet", "--target", "income", "--out", "/proc/no/m.yaml"
+    )
 
 
 def test_a_misspelt_key_of_the_spec_is_named(folder: Path, tmp_path: Path) -> None:

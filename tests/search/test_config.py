@@ -53,12 +53,36 @@ def test_an_unknown_task_kind_lists_the_kinds() -> None:
         ),
         ({"targets": {"y": None}, "split": {"kind": "tme"}}, "split.kind"),
         ({"targets": {"y": None}, "search": {"n_trials": 0}}, "search.n_trials"),
+        (
+            {"targets": {"y": None}, "search": {"space": {"lr": {"lo": 1, "high": 2}}}},
+            r"lr.lo is not a known key; did you",
+        ),
+        (
+            {"targets": {"y": None}, "data": {"train": "a", "tset": "b"}},
+            r"data.tset is not a known key; did you mean 'test'",
+        ),
+        ({"targets": {"y": None}, "search": {"trunk": []}}, "search.trunk"),
+        ({"targets": {"y": None}, "split": {"column": "when"}}, "a column needs a kind: column, fold, time or group"),
     ],
 )
 def test_wrong_keys_and_values_are_one_line_that_names_them(raw: dict[str, object], words: str) -> None:
     with pytest.raises(SpecError, match=words) as caught:
         parse_config(raw, where="mtl.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_lists_and_bare_words_are_taken_for_what_they_mean() -> None:
+    config = parse_config({"targets": ["y", "z"], "ignore": "id", "search": {"trunk": "mlp"}}, where="x")
+    assert config.targets == {"y": None, "z": None}
+    assert config.ignore == ("id",)
+    assert config.search.trunk == ("mlp",)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mtl.yaml"
+    path.write_text("data: t.csv\ntargets: {a: null}\ntargets: {b: null}\n")
+    with pytest.raises(SpecError, match="'targets' is given twice"):
+        load_config(path)
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:

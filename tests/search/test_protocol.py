@@ -63,14 +63,23 @@ def test_given_validation_rows_are_kept_where_there_are_enough() -> None:
     np.testing.assert_array_equal(protocol.test, np.arange(5000, 5500))
 
 
-def test_few_given_validation_rows_join_the_folds_and_a_note_says_so() -> None:
-    roles = np.array(["train"] * 80 + ["valid"] * 20 + ["test"] * 20)
-    protocol = make_protocol(SplitSpec(), pa.table({"x": range(120)}), [label(120)], seed=0, roles=roles)
+def test_few_validation_rows_of_a_column_join_the_folds_and_a_note_says_so() -> None:
+    table = pa.table({"split": ["train"] * 80 + ["val"] * 20 + ["test"] * 20})
+    spec = SplitSpec(kind="column", column="split")
+    protocol = make_protocol(spec, table, [label(120)], seed=0)
     assert len(protocol.splits) == 5
     assert "too few to choose by" in protocol.notes[0]
     np.testing.assert_array_equal(np.sort(np.concatenate([v for _, v in protocol.splits])), np.arange(100))
-    kept = make_protocol(SplitSpec(folds=0), pa.table({"x": range(120)}), [label(120)], seed=0, roles=roles)
+    kept = make_protocol(spec.model_copy(update={"folds": 0}), table, [label(120)], seed=0)
     np.testing.assert_array_equal(kept.splits[0][1], np.arange(80, 100))
+
+
+def test_a_validation_table_of_its_own_is_kept_apart_however_small() -> None:
+    roles = np.array(["train"] * 80 + ["valid"] * 20 + ["test"] * 20)
+    protocol = make_protocol(SplitSpec(), pa.table({"x": range(120)}), [label(120)], seed=0, roles=roles)
+    ((train, valid),) = protocol.splits
+    np.testing.assert_array_equal(train, np.arange(80))
+    np.testing.assert_array_equal(valid, np.arange(80, 100))
 
 
 def test_by_time_the_newest_rows_are_the_test() -> None:
@@ -98,6 +107,7 @@ def test_folds_of_a_column_are_its_values_and_the_last_is_the_test() -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "words"),
     [
+        (SplitSpec(kind="time", column="part"), SchemaError, "which has no order in time"),
         (SplitSpec(kind="time"), SpecError, "kind time needs `column`"),
         (SplitSpec(kind="time", column="dat"), SpecError, r"no column 'dat'; did you mean 'date'\?"),
         (SplitSpec(kind="group", column="date"), SchemaError, "1 groups"),
