@@ -76,7 +76,7 @@ def search(
     Raises TableError, SchemaError, SpecError or RunError in one line, before anything is written.
     """
     started = time.monotonic() if started is None else started
-    spec = _merged(config, data, targets, options, n_trials=n_trials, timeout=timeout, seed=seed)
+    spec = _merged(config, targets, options, n_trials=n_trials, timeout=timeout, seed=seed)
     if executor != "local":
         raise SpecError(f"executor {executor!r} is not known; allowed: local.")
     if spec.data is None and data is None:
@@ -92,7 +92,6 @@ def search(
 
 def _merged(
     config: Config | None,
-    data: Any,
     targets: Mapping[str, Any] | Sequence[str] | None,
     options: Mapping[str, Any],
     *,
@@ -110,7 +109,6 @@ def _merged(
     given = {"n_trials": n_trials, "timeout": None if timeout is None else seconds(timeout), "seed": seed}
     raw["search"] = {**dict(raw.get("search") or {}), **{k: v for k, v in given.items() if v is not None}}
     raw.setdefault("targets", {})
-    del data
     return parse_config(raw, where="search")
 
 
@@ -177,9 +175,9 @@ def _left_out(problem: Problem) -> list[str]:
     """Return a line for each column that is no input, and one for those beyond the first few."""
     left = problem.left_out
     lines = [f"Left out {x.name!r}: {x.reason}; {x.remedy}." for x in left[:SAID]]
-    return lines + (
-        [f"Left out {len(left) - SAID} more; `mtl-bento inspect` and the report name them."] * (len(left) > SAID)
-    )
+    if len(left) > SAID:
+        lines.append(f"Left out {len(left) - SAID} more; `mtl-bento inspect` and the report name them.")
+    return lines
 
 
 def _trials(
