@@ -2,7 +2,7 @@
 
     import mtl_bento as mb
 
-    run = mb.search("flights.parquet", targets=["cancelled", "arr_delay"], timeout="10m")
+    run = mb.search("flights.parquet", targets=["cancelled", "arr_delay", "air_time", "dep_late"])
     run.comparison
     mb.load("flights:latest").predict(frame)
     mb.Client("http://localhost:3000").predict(frame)

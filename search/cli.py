@@ -171,7 +171,7 @@ def search_command(
 
     \b
     Example:
-      mtl-bento search flights.parquet --target cancelled --target arr_delay --timeout 10m
+      mtl-bento search flights.parquet --target cancelled --target arr_delay --target air_time --target dep_late
     """
     config = load_config(Path(table)) if table.endswith(YAML) else None
     options: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.columns.categorical import SEEN, CategoricalColumn
 from mtl_bento.columns.datetime import DatetimeColumn
 from mtl_bento.columns.numeric import NumericColumn
-from mtl_bento.columns.vector import VectorColumn
+from mtl_bento.columns.vector import VectorColumn, is_list
 from mtl_bento.errors import SchemaError, SpecError, listing, nearest
 from mtl_bento.schema import Schema
 from mtl_bento.table import plain
@@ -211,7 +211,7 @@ def _bytes(cells: Cells) -> LeftOut | None:
 
 
 def _list(cells: Cells) -> Column | LeftOut | None:
-    if not _is_list(cells.kind):
+    if not is_list(cells.kind):
         return None
     inner = cells.kind.value_type
     if not (pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_null(inner)):
@@ -359,16 +359,6 @@ def _if_all_fit(cells: Cells, kind: type[Column], pattern: str) -> Column | None
 def _all_whole(cells: pa.Array) -> bool:
     numbers = cells.to_numpy(zero_copy_only=False)
     return bool(np.all(numbers == np.rint(numbers)))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
 
 
 def _key(name: str) -> str:

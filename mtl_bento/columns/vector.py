@@ -82,7 +82,7 @@ def _lists(cells: pa.Array, name: str) -> pa.Array:
         return cells.cast(pa.list_(pa.float64()))
     if pa.types.is_large_string(kind):
         return _parsed(cells, name)
-    if not _is_list(kind):
+    if not is_list(kind):
         raise type_error(name, kind, wanted=wanted)
     inner = kind.value_type
     if not (pa.types.is_null(inner) or pa.types.is_floating(inner) or pa.types.is_integer(inner)):
@@ -93,7 +93,8 @@ def _lists(cells: pa.Array, name: str) -> pa.Array:
     return _rebuilt(cells, pc.list_flatten(cells).cast(pa.float64(), safe=False))
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether an Arrow type is a list of any of Arrow's layouts."""
     return bool(
         pa.types.is_list(kind)
         or pa.types.is_large_list(kind)
