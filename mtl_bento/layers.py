@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,11 +24,11 @@ def identity(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
+    "relu": torch.relu_,
     "silu": nn.functional.silu,
     "identity": identity,
 }
-"""Activations with act(0) = 0, which zero padding needs."""
+"""Activations with act(0) = 0, which zero padding needs; they may overwrite what they are given."""
 
 
 def uniform(fan_in: int) -> Init:
@@ -184,13 +185,23 @@ class Dropout(Random):
         self.register_buffer("threshold", torch.tensor(steps, dtype=torch.uint8).view(-1, 1, 1, 1), persistent=False)
         scale = torch.tensor([256 / (256 - step) for step in steps], dtype=torch.float64).view(-1, 1, 1, 1)
         self.register_buffer("scale", scale, persistent=False)
+        self._wide: tuple[Any, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [K, M, B, D] -> the same shape."""
         if not (self.training and self.active):
             return x
-        kept = _random_bytes(x.shape, x.device, self.generator) >= self.threshold
-        return x * torch.where(kept, self.scale.to(x.dtype), torch.zeros((), dtype=x.dtype, device=x.device))
+        threshold, scale = self._widened(x)
+        kept = torch.ge(_random_bytes(x.shape, x.device, self.generator), threshold)
+        # Through bytes: on a CPU a conversion from bool, or `torch.where`, takes five times as long.
+        return x * kept.view(torch.uint8).to(x.dtype).mul_(scale)
+
+    def _widened(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the thresholds at the shape of x, which are compared ten times faster, and the scales in its type."""
+        key = (x.shape, x.dtype, x.device)
+        if self._wide is None or self._wide[0] != key:
+            self._wide = key, self.threshold.expand(x.shape).contiguous(), self.scale.to(x.dtype)
+        return self._wide[1:]
 
 
 def _random_bytes(shape: torch.Size, device: torch.device, generator: Generator | None) -> Tensor:

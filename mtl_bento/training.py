@@ -159,6 +159,7 @@ class Cohort:
         # Part of the network while it trains: what a weighting learns is trained, kept and restacked like the rest.
         self.network.add_module("weighting", self.weighting)
         self.network.to(device=dataset.device, dtype=dataset.dtype)
+        self.unfolded = dataset.unfolded(self.network)
         self.flat = Flat.of(self.network)
         self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
         self.counter = torch.full((), float(self.step), device=dataset.device)
@@ -240,9 +241,15 @@ class Cohort:
         rows = [dataset.splits[m.split].train[places[:, k]] for k, m in enumerate(self.members)]
         return torch.stack(rows, 1)
 
+    def _outputs(self, dataset: Dataset, index: Tensor) -> list[Tensor]:
+        """Return outputs [K, M, B, O] of each task for rows [K or 1, B]."""
+        if self.unfolded is None:
+            return self.network.outputs(self.network.unfold(dataset.inputs_of(index)))
+        return self.network.outputs([tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded])
+
     def _step(self, dataset: Dataset, index: Tensor) -> None:
-        blocks, targets, weights = dataset.rows(index)
-        outputs = self.network(blocks)
+        targets, weights = dataset.labels_of(index)
+        outputs = self._outputs(dataset, index)
         losses = torch.stack(
             [task.loss(out, y, weights) for task, out, y in zip(dataset.tasks, outputs, targets, strict=True)], -1
         )  # [K, T]
@@ -300,8 +307,8 @@ class Cohort:
         count: Tensor | float = 0.0
         self.network.eval()
         for index in rows.split(VALID_CHUNK):
-            blocks, targets, weights = dataset.rows(index.unsqueeze(0))
-            answers = self.network.answers(blocks)
+            targets, weights = dataset.labels_of(index.unsqueeze(0))
+            answers = self.network.averaged(self._outputs(dataset, index.unsqueeze(0)))
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))
             losses = torch.stack([task.answer_losses(a, y) for task, a, y in pairs])  # [T, K, V]
             known = torch.stack(

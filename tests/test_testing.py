@@ -255,8 +255,8 @@ class BlockSpec(EncoderSpec):
 
 
 class ForgetfulEncoder(VectorEncoder):
-    def forward(self, prepared: Tensor) -> Tensor:
-        return torch.cat([prepared, prepared[..., self.first].isnan().to(prepared.dtype)], -1)
+    def unfold(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        return (torch.cat([prepared, prepared[..., self.first].isnan().to(prepared.dtype)], -1),)
 
 
 class CentringEncoder(VectorEncoder):

@@ -120,7 +120,7 @@ def test_training_equals_torchs_adamw_with_clipping_and_a_schedule(dataset: Data
     model = Reference(cohort.network.member_state(place))
     # Nothing in these encoders is learned: their features are constants.
     encoders = zip(cohort.network.encoders, dataset.blocks, strict=True)
-    features = torch.cat([encoder(block[None])[0] for encoder, block in encoders], -1)
+    features = torch.cat([encoder.features(block[None])[0] for encoder, block in encoders], -1)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.5},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
