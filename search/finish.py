@@ -186,6 +186,7 @@ def _result(
         "name": spec["name"],
         "seed": driver.sitting.seed,
         "device": str(problem.dataset.device),
+        "packing": driver.sitting.packing.model_dump(mode="json"),
         "torch": torch.__version__,
         "optuna": optuna.__version__,
         "python": platform.python_version(),

@@ -1,22 +1,58 @@
 """One round: members sorted into stacks of like size, advanced from rung to rung, thinned between them.
 
-Budgets are counted in steps; rungs lie at a quarter, a half and the whole. Everything here is a function of the members
-and the seed, so that a repeated run stacks alike.
+Budgets are counted in steps; rungs lie at a quarter, a half and the whole. Everything here is a function of the
+members, the seed and the run's `Packing`, so that a repeated run stacks alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Self
 
+import torch
+from pydantic import Field
+
+from mtl_bento.spec import Spec
 from mtl_bento.training import Member, Stack, lined_up, restack, stable_seed
 from mtl_bento_search.executors._base import Executor
 
-ROOM = 2**18
-"""Activations of one layer that a stack holds on a CPU core: found by measurement, larger stacks leave the cache."""
-LEAST, MOST = 4, 64
-"""Bounds of the members in a stack."""
+Count = Annotated[int, Field(ge=1)]
+
+SUITED = {"cpu": (2**18, 4, 64)}
+"""Room, least and most of a `Packing` by type of device: on a CPU found by measurement, larger stacks leave the cache.
+"""
+ACCELERATOR = (2**24, 4, 256)
+"""Those of any other device: an estimate that no GPU has confirmed. The activations of a layer then take 64 MiB, all
+layers, gradients and masks of a stack about 2 GB; networks of 256 units at batches of 256 come in one stack a round."""
+
+
+class Packing(Spec):
+    """How large stacks are: made once a run and recorded, so that the run stacks alike wherever it goes on."""
+
+    room: Count
+    """Activations of one layer that a stack holds."""
+    least: Count
+    most: Count
+    """Bounds of the members in a stack; `least` comes before `room`."""
+    n_workers: Count
+    """Stacks that trained at the same time where the run was made."""
+
+    @classmethod
+    def suited(cls, device: torch.device, *, n_workers: int) -> Self:
+        """Return the packing that suits a type of device: fixed numbers, never timed, never asked of the device."""
+        room, least, most = SUITED.get(device.type, ACCELERATOR)
+        return cls(room=room, least=least, most=most, n_workers=n_workers)
+
+    def stack_size(self, member: Member) -> int:
+        """Return how many members of this size share a stack."""
+        return min(self.most, max(self.least, self.room // activations(member)))
+
+
+def activations(member: Member) -> int:
+    """Return how many numbers a layer of a member's trunk gives for a batch."""
+    trunk = member.spec.network.trunk
+    return int(getattr(trunk, "inner", 1) * member.spec.training.batch_size * trunk.width)
 
 
 def rungs(steps: int) -> list[int]:
@@ -24,14 +60,7 @@ def rungs(steps: int) -> list[int]:
     return sorted({max(1, steps // 4), max(1, steps // 2), steps})
 
 
-def stack_size(member: Member) -> int:
-    """Return how many members of this size share a stack."""
-    trunk, batch = member.spec.network.trunk, member.spec.training.batch_size
-    inner = getattr(trunk, "inner", 1)
-    return min(MOST, max(LEAST, ROOM // (inner * batch * trunk.width)))
-
-
-def pack(members: Sequence[Member], *, seed: int, n_workers: int) -> list[tuple[list[int], Stack]]:
+def pack(members: Sequence[Member], packing: Packing, *, seed: int) -> list[tuple[list[int], Stack]]:
     """Return stacks of like members, each with the places of its members in `members`.
 
     Members that must not share a stack are kept apart; the others are sorted by width and depth and cut into stacks of
@@ -43,9 +72,9 @@ def pack(members: Sequence[Member], *, seed: int, n_workers: int) -> list[tuple[
     packed: list[tuple[list[int], Stack]] = []
     for places in by_key.values():
         ordered = sorted(places, key=lambda p: _size(members[p]))
-        most = math.ceil(len(ordered) / max(1, n_workers))
+        most = math.ceil(len(ordered) / packing.n_workers)
         while ordered:
-            n = max(1, min(stack_size(members[ordered[-1]]), most))
+            n = min(packing.stack_size(members[ordered[-1]]), most)
             cut, ordered = ordered[-n:], ordered[:-n]
             line = lined_up([members[p] for p in cut])
             at = {id(members[p]): p for p in cut}
@@ -69,13 +98,14 @@ class Round:
         self,
         members: Sequence[Member],
         executor: Executor,
+        packing: Packing,
         *,
         seed: int,
         packed: Sequence[tuple[list[int], Stack]] | None = None,
     ) -> None:
         """`packed` are the stacks of a round that was on its way; `members` are then not looked at."""
-        self.executor, self.seed = executor, seed
-        self.packed = list(packed) if packed is not None else pack(members, seed=seed, n_workers=executor.n_workers)
+        self.executor, self.packing, self.seed = executor, packing, seed
+        self.packed = list(packed) if packed is not None else pack(members, packing, seed=seed)
         """The stacks, each with the places of its members in the round."""
 
     @property
@@ -110,7 +140,7 @@ class Round:
         places = sorted(held)
         members = [held[p][0].members[held[p][1]] for p in places]
         packed = []
-        for cut, fresh in pack(members, seed=stable_seed(self.seed, rung), n_workers=self.executor.n_workers):
+        for cut, fresh in pack(members, self.packing, seed=stable_seed(self.seed, rung)):
             chosen = [places[i] for i in cut]
             stacks = [held[p][0] for p in chosen]
             packed.append((chosen, restack(stacks, [[held[p][1]] for p in chosen], seed=fresh.seed)))

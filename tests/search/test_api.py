@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from small import TARGETS, make_table
 
 import mtl_bento as mb
 from mtl_bento.errors import MtlBentoError, RunError, SchemaError, SpecError
+from mtl_bento.training import Stack
 from mtl_bento_search import api, metrics
 from mtl_bento_search.executors.local import InProcess, make_executor
 from mtl_bento_search.run import Run, repair_journal
@@ -135,6 +136,36 @@ def test_the_same_call_again_changes_nothing_and_looks_at_no_test_row(tmp_path: 
     again = small_search(tmp_path / "small", n_trials=2)
     assert again.result == first
     assert again.result["test_looks"] == 1
+
+
+class Recorder(InProcess):
+    """Pretends to a number of workers, and keeps how many members each stack held."""
+
+    workers = 1
+    sizes: list[int] = []
+
+    @property
+    def n_workers(self) -> int:
+        return self.workers
+
+    def advance(self, stacks: Sequence[Stack], goal: int, **given: Any) -> Any:
+        self.sizes += [len(stack.members) for stack in stacks]
+        return super().advance(stacks, goal, **given)
+
+
+def test_a_run_that_goes_on_with_fewer_cores_stacks_as_where_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "make_executor", Recorder)
+    monkeypatch.setattr(Recorder, "workers", 3)
+    first = small_search(tmp_path / "small", n_trials=1)
+    packing = {"room": 2**18, "least": 4, "most": 64, "n_workers": 3}
+    assert first.result["packing"] == packing
+    monkeypatch.setattr(Recorder, "workers", 1)
+    monkeypatch.setattr(Recorder, "sizes", [])
+    longer = small_search(tmp_path / "small", n_trials=7)
+    assert longer.result["packing"] == packing
+    assert max(Recorder.sizes) == 2  # six trials for three workers; for one they would be stacks of all of a kind
 
 
 def test_raised_totals_resume_and_the_second_look_is_said(tmp_path: Path) -> None:
