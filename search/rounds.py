@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
 
+from mtl_bento.errors import RunError
 from mtl_bento.spec import Spec
 from mtl_bento.training import Member, Stack, lined_up, restack, stable_seed
 from mtl_bento_search.executors._base import Executor
@@ -37,6 +39,8 @@ class Packing(Spec):
     """Bounds of the members in a stack; `least` comes before `room`."""
     n_workers: Count
     """Stacks that trained at the same time where the run was made."""
+    ran_out: tuple[Count, ...] = ()
+    """Numbers of members with which stacks ran out of memory; later stacks as wide have at most half as many."""
 
     @classmethod
     def suited(cls, device: torch.device, *, n_workers: int) -> Self:
@@ -47,6 +51,30 @@ class Packing(Spec):
     def stack_size(self, member: Member) -> int:
         """Return how many members of this size share a stack."""
         return min(self.most, max(self.least, self.room // activations(member)))
+
+    def halved(self, stack: Stack) -> Self:
+        """Return the packing once a stack ran out of memory: one as wide would have half as many members.
+
+        Raises RunError where it had one only.
+        """
+        n = len(stack.members)
+        if n == 1:
+            (spec,) = (member.spec for member in stack.members)
+            raise RunError(
+                f"One network alone (width {spec.network.trunk.width}, batch_size {spec.training.batch_size}) runs out "
+                "of memory; give lower ones in `search: {space: {width: ..., batch_size: ...}}` and another --out, "
+                "or go on where there is more memory, for instance with --device cpu."
+            )
+        room = n // 2 * max(map(activations, stack.members))
+        ran_out = tuple(dict.fromkeys([*self.ran_out, n]))
+        return self.model_copy(
+            update={"room": min(self.room, room), "least": min(self.least, n // 2), "ran_out": ran_out}
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the report should know of it."""
+        return [f"ran out of memory with {n} stacked members; went on with {n // 2}" for n in self.ran_out]
 
 
 def activations(member: Member) -> int:
@@ -88,6 +116,13 @@ def _size(member: Member) -> tuple[int, int]:
     return trunk.width, trunk.shared_depth
 
 
+def _part(stack: Stack, rows: Sequence[int], *, seed: int) -> Stack:
+    """Return some members of a stack, which may not have begun, as one of their own: their states and looks as well."""
+    states = tuple(stack.states[k] for k in rows) if stack.states else ()
+    curve = tuple((step, [losses[k] for k in rows]) for step, losses in stack.curve)
+    return replace(stack, members=tuple(stack.members[k] for k in rows), seed=seed, states=states, curve=curve)
+
+
 class Round:
     """Members on their way through the rungs.
 
@@ -102,9 +137,13 @@ class Round:
         *,
         seed: int,
         packed: Sequence[tuple[list[int], Stack]] | None = None,
+        halved: Callable[[Packing], None] | None = None,
     ) -> None:
-        """`packed` are the stacks of a round that was on its way; `members` are then not looked at."""
-        self.executor, self.packing, self.seed = executor, packing, seed
+        """`packed` are the stacks of a round that was on its way; `members` are then not looked at.
+
+        `halved` is told the packing that holds from here on, where a stack ran out of memory.
+        """
+        self.executor, self.packing, self.seed, self._halved = executor, packing, seed, halved
         self.packed = list(packed) if packed is not None else pack(members, packing, seed=seed)
         """The stacks, each with the places of its members in the round."""
 
@@ -114,11 +153,32 @@ class Round:
         return min(stack.step for _, stack in self.packed)
 
     def advance(self, goal: int, *, reference: Sequence[float] | None, deadline: float) -> bool:
-        """Train up to step `goal`; return whether every stack got there before the deadline."""
-        stacks = [stack for _, stack in self.packed]
-        done = self.executor.advance(stacks, goal, reference=reference, deadline=deadline)
-        self.packed = [(places, stack) for (places, _), stack in zip(self.packed, done, strict=True)]
-        return not any(stack.stopped for stack in done)
+        """Train up to step `goal`; return whether every stack got there before the deadline.
+
+        Stacks that do not fit into the memory go on as smaller ones; raises RunError where one member does not.
+        """
+        done: list[tuple[list[int], Stack]] = []
+        waiting = self.packed
+        while waiting:
+            stacks = [stack for _, stack in waiting]
+            given = self.executor.advance(stacks, goal, reference=reference, deadline=deadline)
+            pairs = list(zip(waiting, given, strict=True))
+            done += [(places, stack) for (places, _), stack in pairs if stack is not None]
+            waiting = self._cut([held for held, stack in pairs if stack is None])
+        self.packed = done
+        return not any(stack.stopped for _, stack in done)
+
+    def _cut(self, packed: Sequence[tuple[list[int], Stack]]) -> list[tuple[list[int], Stack]]:
+        """Return stacks that ran out of memory as smaller ones; the smaller packing holds from here on."""
+        for _, stack in packed:
+            self.packing = self.packing.halved(stack)
+            if self._halved is not None:
+                self._halved(self.packing)
+        return [
+            ([places[k] for k in rows], _part(stack, rows, seed=fresh.seed))
+            for places, stack in packed
+            for rows, fresh in pack(stack.members, self.packing, seed=stack.seed)
+        ]
 
     def members(self) -> dict[int, tuple[Stack, int]]:
         """Return, by place in the round, the stack and the row that holds each member still in it."""

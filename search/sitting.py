@@ -71,7 +71,12 @@ class Sitting:
         self, members: Sequence[Member], *, seed: int, packed: Sequence[tuple[list[int], Stack]] | None = None
     ) -> Round:
         """Return a round of members, or of the stacks of one that was on its way, packed as the run packs."""
-        return Round(members, self.executor, self.packing, seed=seed, packed=packed)
+        return Round(members, self.executor, self.packing, seed=seed, packed=packed, halved=self._stack_fewer)
+
+    def _stack_fewer(self, packing: Packing) -> None:
+        for note in packing.notes[len(self.packing.notes) :]:
+            self.progress.say(f"Training: {note}.")
+        self._record(packing)
 
     def deadline(self, reserve_s: float = 0.0) -> float:
         """Return the `time.monotonic()` by which training must end, `reserve_s` earlier than the report needs."""

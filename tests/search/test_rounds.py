@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
+import textwrap
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from mtl_bento.dataset import Dataset
+from mtl_bento.errors import RunError
 from mtl_bento.network import NetworkSpec
-from mtl_bento.training import Member, MemberSpec, TrainingSpec
+from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, never
 from mtl_bento.trunks.mlp import MLPSpec
 from mtl_bento.trunks.tabm import TabMSpec
-from mtl_bento_search.executors.local import InProcess, Processes
+from mtl_bento_search.executors import local
+from mtl_bento_search.executors.local import InProcess, Processes, advance_if_it_fits
 from mtl_bento_search.rounds import Packing, Round, pack, rungs
 
 ON_CPU = Packing(room=2**18, least=4, most=64, n_workers=1)
@@ -115,3 +124,151 @@ def test_a_passed_deadline_stops_training_and_says_so(dataset: Dataset, small_ne
     stack, _ = trip.members()[0]
     assert stack.stopped
     assert stack.step == 0
+
+
+def starve(monkeypatch: pytest.MonkeyPatch, most: int, *, after: int = 0) -> list[int]:
+    """Let stacks of more than `most` members run out of memory beyond step `after`; return every K that is tried."""
+    whole, tried = local.advance, list[int]()
+
+    def advance(stack: Stack, dataset: Dataset, goal: int, **given: Any) -> Stack:
+        tried.append(len(stack.members))
+        if len(stack.members) > most and goal > after:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.")
+        return whole(stack, dataset, goal, **given)
+
+    monkeypatch.setattr(local, "advance", advance)
+    return tried
+
+
+def mixed(network: NetworkSpec, n: int) -> list[Member]:
+    """Members of several widths and depths, without dropout: its bits are drawn by stack."""
+    trunks = [MLPSpec(width=(32, 24, 28)[i % 3], shared_depth=1 + i % 2, dropout=0.0) for i in range(n)]
+    return [member(network, trunk, seed=i) for i, trunk in enumerate(trunks)]
+
+
+def test_stacks_that_run_out_of_memory_go_on_as_if_packed_smaller_from_the_start(
+    dataset: Dataset, small_network: NetworkSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = mixed(small_network, 8)
+    told: list[Packing] = []
+    with monkeypatch.context() as starved:
+        tried = starve(starved, 2)
+        cut = Round(members, InProcess(dataset), ON_CPU, seed=0, halved=told.append)
+        assert cut.advance(8, reference=None, deadline=math.inf)
+        assert tried == [8, 4, 4, 2, 2, 2, 2]
+        cut.keep(lambda place: place < 6, rung=0)
+        cut.advance(16, reference=None, deadline=math.inf)
+        assert tried[7:] == [2, 2, 2]  # the smaller packing holds for the rest of the round
+    # 8 members ran out: 4 of width 32. Then 4 ran out: 2 of width 32, and 2 of width 28 (batches of 64 rows).
+    assert told[-1] == cut.packing == Packing(room=2 * 64 * 28, least=2, most=64, n_workers=1, ran_out=(8, 4))
+    assert [packing.ran_out for packing in told] == [(8,), (8, 4), (8, 4)]
+    small = Round(members, InProcess(dataset), cut.packing, seed=0)
+    small.advance(8, reference=None, deadline=math.inf)
+    small.keep(lambda place: place < 6, rung=0)
+    small.advance(16, reference=None, deadline=math.inf)
+    expected, found = small.members(), cut.members()
+    assert set(found) == set(range(6))
+    assert cut.looks(range(6)) == small.looks(range(6))
+    for place in range(6):
+        assert found[place][0].members[found[place][1]] == members[place]
+        a, b = (held[place][0].states[held[place][1]] for held in (expected, found))
+        assert a.losses == b.losses
+        for matrix, tensors in a.tensors.items():
+            for name, tensor in tensors.items():
+                assert torch.equal(tensor, b.tensors[matrix][name]), (place, matrix, name)
+
+
+def test_a_stack_that_runs_out_of_memory_on_its_way_keeps_states_and_looks(
+    dataset: Dataset, small_network: NetworkSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = mixed(small_network, 4)
+    whole = Round(members, InProcess(dataset), ON_CPU, seed=0)
+    whole.advance(4, reference=None, deadline=math.inf)
+    early = whole.looks(range(4))
+    whole.advance(16, reference=None, deadline=math.inf)
+    starve(monkeypatch, 2, after=4)
+    cut = Round(members, InProcess(dataset), ON_CPU, seed=0)
+    cut.advance(4, reference=None, deadline=math.inf)
+    cut.advance(16, reference=None, deadline=math.inf)
+    assert [len(places) for places, _ in cut.packed] == [2, 2]
+    assert {step: cut.looks(range(4))[step] for step in early} == early
+    expected, found = whole.looks(range(4)), cut.looks(range(4))
+    assert list(found) == list(expected) == list(range(1, 17))
+    torch.testing.assert_close(torch.tensor(found[16]), torch.tensor(expected[16]), rtol=1e-4, atol=1e-5)
+
+
+def test_one_member_that_does_not_fit_is_one_line_that_says_what_to_lower(
+    dataset: Dataset, small_network: NetworkSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starve(monkeypatch, 0)
+    trip = Round([member(small_network, MLPSpec(width=48))], InProcess(dataset), ON_CPU, seed=0)
+    with pytest.raises(RunError, match=r"width 48, batch_size 64\) runs out of memory.*lower.*--device cpu") as caught:
+        trip.advance(16, reference=None, deadline=math.inf)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_without_memory_gives_the_stack_back(
+    dataset: Dataset, small_network: NetworkSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starved = """
+    import torch
+    from mtl_bento_search.executors import local, worker
+    whole = local.advance
+    def advance(stack, *given, **named):
+        if len(stack.members) > 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return whole(stack, *given, **named)
+    local.advance = advance
+    worker.main()
+    """
+    (tmp_path / "starved.py").write_text(textwrap.dedent(starved))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(local, "WORKER", "starved")
+    with Processes(dataset, 1) as workers:
+        trip = Round(mixed(small_network, 4), workers, ON_CPU, seed=0)
+        assert trip.advance(16, reference=None, deadline=math.inf)
+    assert [len(places) for places, _ in trip.packed] == [2, 2]
+    assert {stack.step for _, stack in trip.packed} == {16}
+
+
+def allocate_too_much() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def raise_memory_error() -> None:
+    raise MemoryError
+
+
+def raise_cudas() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("fail", [allocate_too_much, raise_memory_error, raise_cudas])
+def test_the_memory_of_a_stack_that_did_not_fit_is_free_before_the_cache_is_emptied(
+    fail: Callable[[], None], dataset: Dataset, small_network: NetworkSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    left: list[torch.Tensor | None] = []
+
+    def advance(*_: Any, **__: Any) -> None:
+        weights = torch.zeros(8)
+        held.append(weakref.ref(weights))
+        fail()
+
+    monkeypatch.setattr(local, "advance", advance)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append(held[0]()))
+    stack = Stack((member(small_network, MLPSpec(width=8)),), seed=0)
+    assert advance_if_it_fits(stack, dataset, 16, reference=None, stop=never) is None
+    assert left == [None]
+
+
+def test_an_error_that_is_not_about_memory_is_raised(
+    dataset: Dataset, small_network: NetworkSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advance(*_: Any, **__: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(local, "advance", advance)
+    stack = Stack((member(small_network, MLPSpec(width=8)),), seed=0)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        advance_if_it_fits(stack, dataset, 16, reference=None, stop=never)
