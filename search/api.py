@@ -137,7 +137,7 @@ def _searched(
     progress: Progress,
     started: float,
 ) -> Run:
-    tune_process()
+    tune_process(problem.dataset.device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     written = written_spec(spec, problem, folder.name(), storage)
     folder.agree(written)
