@@ -20,6 +20,7 @@ import torch
 from small import TARGETS, make_table
 
 import mtl_bento as mb
+from mtl_bento.dataset import Dataset
 from mtl_bento.errors import MtlBentoError, RunError, SchemaError, SpecError
 from mtl_bento.training import Stack
 from mtl_bento_search import api, metrics, rounds
@@ -330,7 +331,10 @@ def table_with(**columns: Any) -> pa.Table:
             "'kept' is 'a' in every training",
         ),
         ({"targets": ["income"], "executor": "moon"}, SpecError, "allowed: local"),
-        ({"targets": ["income"], "device": "cuda:99"}, SpecError, "Device 'cuda:99' is not here"),
+        ({"targets": ["income"], "device": "cuda:99"}, SpecError, "Device 'cuda:99' is not here; allowed: auto, cpu"),
+        ({"targets": ["income"], "device": "meta"}, SpecError, "Device 'meta' is not here; allowed: auto, cpu"),
+        ({"targets": ["income"], "device": "gpu"}, SpecError, "Device 'gpu' is not here; allowed: auto, cpu"),
+        ({"targets": ["income"], "device": "hpu"}, SpecError, "Device 'hpu' is not here; allowed: auto, cpu"),
         ({"targets": ["income"], "serch": {}}, SpecError, r"serch is not a known key; did you mean 'search'"),
     ],
 )
@@ -346,6 +350,19 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     )
     with pytest.raises(error, match=words) as caught:
         mb.search(table, out=tmp_path / "run", n_trials=1, **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_that_does_not_fit_into_the_memory_of_a_gpu_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 GiB.")
+
+    monkeypatch.setattr(Dataset, "build", upload)
+    with pytest.raises(SpecError, match="does not fit into the memory of the device; give --device cpu") as caught:
+        small_search(tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
