@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import os
 import textwrap
@@ -12,12 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import RunError
 from mtl_bento.network import NetworkSpec
 from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, never
+from mtl_bento.trunks._base import TrunkSpec
 from mtl_bento.trunks.mlp import MLPSpec
+from mtl_bento.trunks.mmoe import MMoESpec
 from mtl_bento.trunks.tabm import TabMSpec
 from mtl_bento_search.executors import local
 from mtl_bento_search.executors.local import InProcess, Processes, advance_if_it_fits
@@ -70,6 +76,64 @@ def test_members_are_packed_by_kind_and_size_deepest_first(small_network: Networ
         depths = [m.spec.network.trunk.shared_depth for m in stack.members]
         assert depths == sorted(depths, reverse=True)
         assert len({m.spec.network.trunk.kind for m in stack.members}) == 1
+
+
+WIDTHS, DEPTHS = st.integers(1, 512), st.integers(1, 5)
+TRUNKS = st.one_of(
+    st.builds(MLPSpec, width=WIDTHS, shared_depth=DEPTHS, activation=st.sampled_from(["relu", "silu"])),
+    st.builds(TabMSpec, width=WIDTHS, shared_depth=DEPTHS, inner=st.sampled_from([2, 8])),
+    st.builds(MMoESpec, width=WIDTHS, shared_depth=DEPTHS, n_experts=st.sampled_from([2, 3])),
+)
+PACKINGS = st.builds(
+    Packing,
+    room=st.integers(1, 2**20),
+    least=st.integers(1, 8),
+    most=st.integers(8, 64),
+    n_workers=st.integers(1, 5),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.tuples(TRUNKS, st.sampled_from([32, 256])), max_size=40), packing=PACKINGS)
+def test_members_of_any_sizes_are_packed_once_each_with_their_like_deepest_first(
+    sizes: list[tuple[TrunkSpec, int]], packing: Packing, small_network: NetworkSpec
+) -> None:
+    members = [member(small_network, trunk, seed=i, batch=batch) for i, (trunk, batch) in enumerate(sizes)]
+    packed = pack(members, packing, seed=3)
+    assert sorted(place for places, _ in packed for place in places) == list(range(len(members)))
+    for places, stack in packed:
+        assert stack.members == tuple(members[p] for p in places)
+        assert len({m.spec.stack_key() for m in stack.members}) == 1
+        assert len(places) <= min(packing.stack_size(m) for m in stack.members)
+        depths = [m.spec.network.trunk.shared_depth for m in stack.members]
+        assert depths == sorted(depths, reverse=True)
+    assert len({stack.seed for _, stack in packed}) == len(packed)
+    assert pack(members, packing, seed=3) == packed  # the same again
+    for key in {m.spec.stack_key() for m in members}:
+        # Of like members, stacks hold no more than an even share of the workers, and no two of them overlap in width.
+        own = [stack for _, stack in packed if stack.members[0].spec.stack_key() == key]
+        n = sum(len(stack.members) for stack in own)
+        assert all(len(stack.members) <= math.ceil(n / packing.n_workers) for stack in own)
+        ranges = sorted((min(widths), max(widths)) for stack in own if (widths := widths_of(stack)))
+        assert all(below[1] <= above[0] for below, above in itertools.pairwise(ranges))
+
+
+def widths_of(stack: Stack) -> list[int]:
+    return [m.spec.network.trunk.width for m in stack.members]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(WIDTHS, min_size=2, max_size=20), packing=PACKINGS)
+def test_a_stack_that_ran_out_of_memory_is_packed_smaller_and_no_other_larger(
+    sizes: list[int], packing: Packing, small_network: NetworkSpec
+) -> None:
+    members = [member(small_network, MLPSpec(width=width), seed=i) for i, width in enumerate(sizes)]
+    halved = packing.halved(Stack(tuple(members), seed=0))
+    widest = max(members, key=lambda m: m.spec.network.trunk.width)
+    assert halved.stack_size(widest) <= len(members) // 2
+    assert all(1 <= halved.stack_size(m) <= packing.stack_size(m) for m in members)
+    assert all(len(places) < len(members) for places, _ in pack(members, halved, seed=0))
+    assert Packing.model_validate(json.loads(json.dumps(halved.model_dump(mode="json")))) == halved  # as it is recorded
 
 
 def test_every_worker_gets_a_stack(small_network: NetworkSpec) -> None:
