@@ -152,7 +152,7 @@ class Driver:
             trial.set_user_attr(ROUND, first)
             asked.append((trial, self.sitting.space.member(params)))
         members = [m for i, (_, spec) in enumerate(asked) for m in self.sitting.members(spec, "trial", first + i)]
-        trip = Trip(first, dict(enumerate(asked)), Round(members, self.sitting.executor, seed=self._round_seed(first)))
+        trip = Trip(first, dict(enumerate(asked)), self.sitting.round(members, seed=self._round_seed(first)))
         self._save_trip(trip)
         return trip
 
@@ -183,7 +183,7 @@ class Driver:
             path.unlink()
             return None
         first = int(info["first"])
-        return Trip(first, living, Round([], self.sitting.executor, seed=self._round_seed(first), packed=packed))
+        return Trip(first, living, self.sitting.round([], seed=self._round_seed(first), packed=packed))
 
     def _go(self, trip: Trip, deadline: float) -> None:
         """Take a round through its rungs; every step of it can be repeated after a kill without another outcome."""

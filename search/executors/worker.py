@@ -9,8 +9,7 @@ import traceback
 
 import torch
 
-from mtl_bento.training import advance
-from mtl_bento_search.executors.local import STOP_SIGNAL, Stopper, packed_bytes, receive, send
+from mtl_bento_search.executors.local import STOP_SIGNAL, Stopper, advance_if_it_fits, packed_bytes, receive, send
 from mtl_bento_search.tuning import tune_process
 
 
@@ -29,7 +28,7 @@ def main() -> None:
             stack, goal, reference, deadline = receive(sys.stdin.buffer)
             try:
                 stop.deadline = deadline
-                answer = advance(stack, dataset, goal, reference=reference, stop=stop)
+                answer = advance_if_it_fits(stack, dataset, goal, reference=reference, stop=stop)
             except Exception:
                 send(answers, packed_bytes("A worker failed.\n" + traceback.format_exc()))
                 continue

@@ -32,7 +32,7 @@ from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.training import Cohort, Member, MemberSpec, Stack, TrainingSpec, never
 from mtl_bento.trunks.mlp import MLPSpec
-from mtl_bento_search.rounds import stack_size
+from mtl_bento_search.rounds import Packing
 from mtl_bento_search.tuning import tune_process
 
 ROWS, NUMBERS, CATEGORIES, LEVELS = 20_000, 50, 12, 8
@@ -125,7 +125,7 @@ def stack(dataset: Dataset, width: int, batch: int, steps: int) -> tuple[Callabl
         heads={task.name: DenseHeadSpec() for task in dataset.tasks},
     )
     spec = MemberSpec(network=network, training=TrainingSpec(batch_size=batch, steps=100_000))
-    n = stack_size(Member(spec, seed=0))
+    n = Packing.suited(dataset.device, n_workers=1).stack_size(Member(spec, seed=0))
     cohort = Cohort(Stack(tuple(Member(spec, seed=k) for k in range(n)), 0), dataset)
     cohort.network.set_generator(torch.Generator().manual_seed(0))
 
