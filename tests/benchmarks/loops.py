@@ -1,7 +1,7 @@
 """What the benchmarks compare with: one network at a time, as an expert writes it in plain torch.
 
-The same networks, losses, optimiser, schedule, clipping and looks at the validation rows as in `mtl_bento.training`
-(`tests/test_loops.py` compares them), one configuration and one split at a time. What favours a loop is given to it:
+The same networks, losses, optimiser, schedule, clipping and looks at validation rows as in `mtl_bento.training`, one
+configuration and one split at a time (`tests/test_benchmarks.py` compares them). What favours a loop is given to it:
 features that no network learns are computed once beforehand, heads of one state are one product, AdamW is fused, and
 the process is tuned as ours is (`mtl_bento_search.tuning`).
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -39,16 +39,17 @@ from mtl_bento_search.objective import score
 from mtl_bento_search.pruning import ROUND, RoundPruner
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import Round, rungs
+from mtl_bento_search.run import STUDY
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
 from mtl_bento_search.study import ROUND_SIZE, Driver, make_sampler, open_study
 from mtl_bento_search.tuning import tune_process
 from tests.benchmarks.loops import Loop, Rows
 from tests.benchmarks.sets import Set, sitting
+from tests.benchmarks.timers import TRAINING, Clock, Timers
 
 CORES = len(os.sched_getaffinity(0))
 WARM_UP_STEPS = 20
-JOURNAL = "study.log"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Searched:
 
     arm: str
     seconds: float
+    cpu_s: float
+    """Processor time of all processes."""
     n_trials: int
     steps: int
     """Steps of all networks."""
@@ -64,6 +67,8 @@ class Searched:
     """Share of the steps that are TabM's, which cost most: searches differ in what their sampler asks for."""
     best_loss: float
     """Lowest validation loss of a trial, trial 0 among them: the mean over tasks, in units of the trivial loss."""
+    training_s: float | None = None
+    """Seconds in which ours waited for its executor; the others are the driver's."""
 
     @property
     def step_ms(self) -> float:
@@ -71,25 +76,28 @@ class Searched:
         return self.seconds / self.steps * 1e3
 
 
-def summed_up(arm: str, seconds: float, study: optuna.Study, n_splits: int) -> Searched:
-    """Return what a study says of its trials after trial 0."""
+def summed_up(arm: str, clock: Clock, study: optuna.Study, n_splits: int) -> Searched:
+    """Return what a clock says of a search, and its study of the trials after trial 0."""
+    spent = clock.read()
     trials = [t for t in study.get_trials(deepcopy=False) if t.number > 0 and t.state.is_finished()]
     steps = {t.number: (t.last_step or 0) * n_splits for t in trials}
     tabm = sum(steps[t.number] for t in trials if t.params["trunk"] == "tabm")
     return Searched(
-        arm, seconds, len(trials), sum(steps.values()), tabm / sum(steps.values()), 1.0 - float(study.best_value)
+        arm, *spent, len(trials), sum(steps.values()), tabm / sum(steps.values()), 1.0 - float(study.best_value)
     )
 
 
 def search_ours(data: Set, executor: Executor, references: References, n: int, *, seed: int) -> Searched:
     """Search by the project's driver."""
     with sitting(data, executor, seed=seed) as held:
-        study = open_study("ours", JournalStorage(JournalFileBackend(str(held.folder.path / JOURNAL))))
+        study = open_study("ours", JournalStorage(JournalFileBackend(str(held.folder.path / STUDY))))
         driver = Driver(held, study, references)
         driver.search(n_trials=1)
-        started = time.perf_counter()
-        driver.search(n_trials=1 + n)
-        return summed_up("ours", time.perf_counter() - started, study, data.n_splits)
+        timers, clock = Timers(), Clock()
+        with timers.wrapping([(executor, "advance", TRAINING)]):
+            driver.search(n_trials=1 + n)
+        searched = summed_up("ours", clock, study, data.n_splits)
+        return replace(searched, training_s=timers.seconds[TRAINING])
 
 
 @dataclass(frozen=True)
@@ -166,13 +174,13 @@ class Pool:
 def search_by_rungs(data: Set, pool: Pool, default: FrozenTrial, n: int, *, seed: int) -> Searched:
     """Search by rounds of loops, thinned as ours are."""
     with tempfile.TemporaryDirectory() as folder:
-        storage = JournalStorage(JournalFileBackend(str(Path(folder) / JOURNAL)))
+        storage = JournalStorage(JournalFileBackend(str(Path(folder) / STUDY)))
         study = optuna.create_study(storage=storage, pruner=RoundPruner(), direction="maximize")
         study.add_trial(default)
-        started = time.perf_counter()
+        clock = Clock()
         for first in range(1, n + 1, ROUND_SIZE):
             _one_round(data, pool, study, range(first, min(first + ROUND_SIZE, n + 1)), seed=seed)
-        return summed_up(f"{pool.kind} + rungs", time.perf_counter() - started, study, data.n_splits)
+        return summed_up(f"{pool.kind} + rungs", clock, study, data.n_splits)
 
 
 def _one_round(data: Set, pool: Pool, study: optuna.Study, ordinals: range, *, seed: int) -> None:
@@ -201,14 +209,14 @@ def _one_round(data: Set, pool: Pool, study: optuna.Study, ordinals: range, *, s
 def search_by_median(data: Set, pool: Pool, default: FrozenTrial, n: int, *, seed: int) -> Searched:
     """Search as people write it: each process by itself, pruned by the median."""
     with tempfile.TemporaryDirectory() as folder:
-        journal = Path(folder) / JOURNAL
+        journal = Path(folder) / STUDY
         study = optuna.create_study(
-            study_name=JOURNAL, storage=JournalStorage(JournalFileBackend(str(journal))), direction="maximize"
+            study_name=STUDY, storage=JournalStorage(JournalFileBackend(str(journal))), direction="maximize"
         )
         study.add_trial(default)
-        started = time.perf_counter()
+        clock = Clock()
         pool.optimise(journal, data.space, n, seed=seed)
-        return summed_up(f"{pool.kind} + median", time.perf_counter() - started, study, data.n_splits)
+        return summed_up(f"{pool.kind} + median", clock, study, data.n_splits)
 
 
 def value_of(losses: Sequence[Sequence[float]], data: Set) -> float:
@@ -224,12 +232,12 @@ def told_default(held: Sitting, references: References) -> FrozenTrial:
     return study.trials[0]
 
 
-def fixed_specs(data: Set, trunk: str, n: int, *, seed: int) -> list[MemberSpec]:
-    """Return n configurations drawn at random from the default space, all of one trunk."""
+def fixed_specs(data: Set, n: int, *, seed: int, trunk: str | None = None) -> list[MemberSpec]:
+    """Return n configurations drawn at random from the default space, all of one trunk where it is given."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     specs = []
     for _ in range(n):
-        study.enqueue_trial({"trunk": trunk})
+        study.enqueue_trial({} if trunk is None else {"trunk": trunk})
         specs.append(data.space.member(data.space.suggest(study.ask())))
     return specs
 
@@ -286,7 +294,7 @@ def _advance(job: bytes, goal: int) -> tuple[bytes, list[float]]:
 def _optimise(journal: str, packed_space: bytes, n: int, seed: int) -> None:
     space: Space = pickle.loads(packed_space)
     study = optuna.load_study(
-        study_name=JOURNAL,
+        study_name=STUDY,
         storage=JournalStorage(JournalFileBackend(journal)),
         pruner=optuna.pruners.MedianPruner(),
     )

@@ -1,4 +1,4 @@
-"""The loops that the benchmarks compare with: they must compute what our stacks compute."""
+"""What the benchmarks stand on: loops that compute what our stacks compute, replayed rungs, timers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from benchmarks import timers
 from benchmarks.loops import BATCHES, Loop, Plain, Rows
+from benchmarks.pruning import Curves, rank_correlations, replayed
 from small import network_spec
 
 from mtl_bento.dataset import Dataset
@@ -99,3 +101,40 @@ def test_a_loop_keeps_the_weights_of_its_best_look(dataset: Dataset) -> None:
     loop.advance(rows, 32, batches="index")
     assert loop.best is kept
     assert loop.step == 32
+
+
+def curves(first_rung: np.ndarray, end: np.ndarray) -> Curves:
+    """Curves over the rungs 8, 16 and 32 whose order changes once, after the first."""
+    return Curves([8, 16, 32], np.stack([first_rung, end, end], 1))
+
+
+def test_thinning_by_half_twice_saves_half_the_steps_and_loses_nothing_where_ranks_stay() -> None:
+    losses = np.linspace(0.5, 0.8, 16)
+    found = replayed(curves(losses, losses), range(16))
+    # 16 x 8 + 8 x 8 + 4 x 16 steps of 16 x 32.
+    assert found.saved == 2.0
+    assert found.regret == 0.0
+    assert rank_correlations(curves(losses, losses)) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_regret_is_what_a_rung_throws_away_that_would_have_been_best() -> None:
+    end = np.linspace(0.5, 0.8, 16)
+    found = replayed(curves(end[::-1], end), range(16))  # the first rung keeps the worse half
+    assert found.regret == pytest.approx((end[8] / end[0] - 1) * 100)
+    assert found.regret_of_fewer == 0.0  # the first eight hold the best
+
+
+def test_time_in_an_inner_part_counts_for_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(timers.time, "perf_counter", lambda: next(now))
+    held = timers.Timers()
+    with held.during("outer"), held.during("inner"):
+        pass
+    assert held.seconds == {"outer": 1.0 + 4.0, "inner": 2.0}
+
+
+def test_timed_functions_are_put_back() -> None:
+    before = Curves.to_the_end
+    with timers.Timers().wrapping([(Curves, "to_the_end", "part")]):
+        assert Curves.to_the_end is not before
+    assert Curves.to_the_end is before
