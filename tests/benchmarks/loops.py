@@ -56,7 +56,7 @@ class Rows:
             spec = network.encoders[block]
             encoder_class: Any = ENCODERS.class_of(type(spec))
             encoder = encoder_class([spec], columns, dataset.inputs.fitted[block], [torch.Generator()])
-            ready = encoder(values.unsqueeze(0))[0].detach()
+            ready = encoder.features(values.unsqueeze(0))[0].detach()
             if "table" in encoder.shapes:
                 assert not width, "the loops know one table of embeddings"
                 seen = (encoder.table[0] != 0).any(-1, keepdim=True).float()

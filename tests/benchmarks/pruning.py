@@ -11,7 +11,7 @@ import optuna
 from mtl_bento.training import MemberSpec
 from mtl_bento_search.objective import score
 from mtl_bento_search.pruning import ROUND, RoundPruner
-from mtl_bento_search.rounds import Round, rungs
+from mtl_bento_search.rounds import rungs
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.study import ROUND_SIZE
 
@@ -52,7 +52,7 @@ def trained_to_the_end(held: Sitting, specs: Sequence[MemberSpec]) -> Curves:
     for first in range(0, len(specs), ROUND_SIZE):
         part = specs[first : first + ROUND_SIZE]
         members = [m for i, spec in enumerate(part) for m in held.members(spec, "replay", first + i)]
-        trip = Round(members, held.executor, seed=first)
+        trip = held.round(members, seed=first)
         for rung, goal in enumerate(goals):
             trip.advance(goal, reference=None, deadline=float("inf"))
             at = trip.members()

@@ -45,7 +45,7 @@ from mtl_bento.network import Network, NetworkSpec
 from mtl_bento.training import Cohort, Member, MemberSpec, Stack, TrainingSpec, never
 from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search.executors.local import make_executor
-from mtl_bento_search.rounds import stack_size
+from mtl_bento_search.rounds import Packing
 from mtl_bento_search.study import ROUND_SIZE
 from mtl_bento_search.tuning import tune_process
 from tests.benchmarks.loops import BATCHES, Loop, Plain, Rows
@@ -240,7 +240,7 @@ def loop(data: Set, spec: MemberSpec, kind: str) -> Callable[[], None]:
 def stack(data: Set, spec: MemberSpec) -> tuple[Callable[[], None], int]:
     """Return a function that takes `STEPS` steps of a stack as a search makes it, and its K."""
     dataset = data.problem.dataset
-    n = stack_size(Member(spec, seed=0))
+    n = Packing.suited(dataset.device, n_workers=1).stack_size(Member(spec, seed=0))
     cohort = Cohort(Stack(tuple(Member(spec, seed=k) for k in range(n)), 0), dataset)
     cohort.network.set_generator(torch.Generator().manual_seed(0))
 
@@ -275,7 +275,7 @@ def check_loops(data: Set) -> None:
         places = torch.arange(min(256, len(rows.numbers)))
         with torch.no_grad():
             answers = theirs(rows.numbers[places], rows.codes[places])
-            for a, b in zip(answers, ours(dataset.rows(places.view(1, -1))[0]), strict=True):
+            for a, b in zip(answers, ours(dataset.inputs_of(places.view(1, -1))), strict=True):
                 torch.testing.assert_close(a, b[0] if theirs.inner else b[0, 0], rtol=1e-5, atol=1e-5)
 
 

@@ -38,7 +38,7 @@ from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.objective import score
 from mtl_bento_search.pruning import ROUND, RoundPruner
 from mtl_bento_search.references import References
-from mtl_bento_search.rounds import Round, rungs
+from mtl_bento_search.rounds import rungs
 from mtl_bento_search.run import STUDY
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
@@ -246,7 +246,7 @@ def train_ours(held: Sitting, specs: Sequence[MemberSpec], goal: int) -> float:
     """Return the seconds that our cohorts take to train configurations up to step `goal`, none pruned."""
     members = [m for i, spec in enumerate(specs) for m in held.members(spec, "fixed", i)]
     started = time.perf_counter()
-    trip = Round(members, held.executor, seed=0)
+    trip = held.round(members, seed=0)
     trip.advance(goal, reference=None, deadline=float("inf"))
     return time.perf_counter() - started
 

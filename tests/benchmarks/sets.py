@@ -18,7 +18,7 @@ from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.problem import Problem, make_problem
 from mtl_bento_search.progress import Progress
 from mtl_bento_search.references import References
-from mtl_bento_search.rounds import Round, rungs
+from mtl_bento_search.rounds import rungs
 from mtl_bento_search.run import Clock, Folder
 from mtl_bento_search.select import Candidate
 from mtl_bento_search.sitting import Sitting
@@ -72,7 +72,7 @@ def sitting(data: Set, executor: Executor, *, seed: int) -> Iterator[Sitting]:
 def trial_zero(held: Sitting) -> References:
     """Train trial 0 and return it as references whose unit is the trivial loss: no task alone is trained."""
     spec = held.space.member(held.space.defaults())
-    trip = Round(held.members(spec, "trial", 0), held.executor, seed=0)
+    trip = held.round(held.members(spec, "trial", 0), seed=0)
     at_rungs: dict[int, list[float]] = {}
     for goal in rungs(spec.training.steps):
         trip.advance(goal, reference=None, deadline=float("inf"))
