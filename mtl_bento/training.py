@@ -34,7 +34,7 @@ EVALUATIONS = 16
 """How often a full budget looks at the validation rows; each member keeps the weights of its best look."""
 LOOKED_AT = 8_192
 """Validation rows that a look reads at most, evenly spaced; what is served is decided on all of them."""
-VALID_CHUNK = 4096
+VALID_CHUNK = 1024
 """Validation rows per forward pass, so that memory stays flat."""
 PLANNED_STEPS = 64
 """Steps whose row indices are drawn ahead and sent to the device at once."""
@@ -293,34 +293,36 @@ class Cohort:
 
     @torch.no_grad()
     def losses(self, dataset: Dataset) -> Tensor:
-        """Return each member's mean loss on its validation rows, M averaged first, in units of the trivial [K, T]."""
-        splits = sorted({m.split for m in self.members})
-        out = torch.full((len(self.members), len(dataset.tasks)), torch.nan, device=dataset.device, dtype=dataset.dtype)
-        for split in splits:
-            own = torch.tensor([k for k, m in enumerate(self.members) if m.split == split], device=dataset.device)
-            out[own] = self._losses_on(dataset, looked_at(dataset.splits[split].valid))[own]
-        return out / dataset.trivial
+        """Return each member's mean loss on its validation rows, M averaged first, in units of the trivial [K, T].
 
-    def _losses_on(self, dataset: Dataset, rows: Tensor) -> Tensor:
-        """Return every member's weighted mean loss on `rows` [V]: [K, T]; NaN for a task that has no label there."""
+        NaN for a task that has no label there.
+        """
         total: Tensor | float = 0.0
         count: Tensor | float = 0.0
         self.network.eval()
-        for index in rows.split(VALID_CHUNK):
-            targets, weights = dataset.labels_of(index.unsqueeze(0))
-            answers = self.network.averaged(self._outputs(dataset, index.unsqueeze(0)))
+        rows, real = self._validation_rows(dataset)
+        for index, held in zip(rows.split(VALID_CHUNK, 1), real.split(VALID_CHUNK, 1), strict=True):
+            targets, weights = dataset.labels_of(index)
+            answers = self.network.averaged(self._outputs(dataset, index))
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))
             losses = torch.stack([task.answer_losses(a, y) for task, a, y in pairs])  # [T, K, V]
-            known = torch.stack(
-                [task.known(y).expand(losses.shape[1:]) for task, y in zip(dataset.tasks, targets, strict=True)]
-            )
+            known = torch.stack([(task.known(y) & held).expand(losses.shape[1:]) for task, _, y in pairs])
             w = known.to(losses.dtype) if weights is None else known * weights
             total = total + (torch.where(known, losses, 0.0) * w).sum(-1)
             count = count + w.sum(-1)
         assert isinstance(total, Tensor)
         assert isinstance(count, Tensor)
         # A member that diverged answers NaN: that is the worst loss there is, not a task without labels.
-        return torch.where(count > 0, (total / count).nan_to_num(nan=math.inf), torch.nan).T
+        losses = torch.where(count > 0, (total / count).nan_to_num(nan=math.inf), torch.nan)
+        return losses.T / dataset.trivial
+
+    def _validation_rows(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
+        """Return the rows that each member is judged on, [K or 1, V], and which of them are no filling."""
+        splits = [m.split for m in self.members]
+        rows = [looked_at(dataset.splits[split].valid) for split in (splits if len(set(splits)) > 1 else splits[:1])]
+        index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        sizes = torch.tensor([len(held) for held in rows], device=index.device)
+        return index, torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:

@@ -62,7 +62,7 @@ def test_the_plain_network_answers_what_a_member_of_a_stack_answers(dataset: Dat
     network = Network([spec, spec], dataset.inputs, dataset.tasks, [1, 2]).eval()
     plain = Plain(spec, rows).eval()
     plain.load(network.member_state(1))
-    blocks, _, _ = dataset.rows(torch.arange(400).view(1, -1))
+    blocks = dataset.inputs_of(torch.arange(400).view(1, -1))
     for ours, theirs in zip(network(blocks), plain(rows.numbers, rows.codes), strict=True):
         torch.testing.assert_close(theirs, ours[1] if plain.inner else ours[1, 0], rtol=1e-5, atol=1e-5)
 

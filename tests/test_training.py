@@ -440,6 +440,15 @@ def test_members_are_judged_on_the_rows_that_their_split_holds_back(dataset: Dat
         assert losses[k].tolist() == pytest.approx(by_hand(dataset, cohort, k, dataset.splits[split].valid), abs=1e-12)
 
 
+def test_members_are_judged_on_as_many_rows_as_their_split_holds_back(dataset: Dataset) -> None:
+    splits = tuple(dataclasses.replace(s, valid=s.valid[:n]) for s, n in zip(dataset.splits, (5, 23), strict=False))
+    uneven = dataclasses.replace(dataset, splits=splits)
+    cohort = Cohort(Stack((member(uneven, split=1), member(uneven, split=0)), seed=0), uneven)
+    losses = cohort.losses(uneven)
+    for k, split in enumerate((1, 0)):
+        assert losses[k].tolist() == pytest.approx(by_hand(uneven, cohort, k, splits[split].valid), abs=1e-12)
+
+
 def test_tabm_is_judged_by_the_answers_averaged_over_its_inner_networks(dataset: Dataset) -> None:
     (inner,) = sample_members(dataset, trunks=[TabMSpec(width=6, inner=4, dropout=0)], steps=4)
     cohort = Cohort(Stack((inner,), seed=0), dataset)
