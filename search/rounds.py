@@ -21,7 +21,7 @@ from mtl_bento_search.executors._base import Executor
 
 Count = Annotated[int, Field(ge=1)]
 
-SUITED = {"cpu": (2**18, 4, 64)}
+SUITED = {"cpu": (2**18, 2, 64)}
 """Room, least and most of a `Packing` by type of device: on a CPU found by measurement, larger stacks leave the cache.
 """
 ACCELERATOR = (2**24, 4, 256)
