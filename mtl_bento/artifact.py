@@ -11,6 +11,7 @@ No torch here: the service's parent process and the client's machine read manife
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,17 +46,27 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _replace(folder: Path, fresh: Path) -> None:
     """Rename `fresh` to `folder`; the folder that was there goes, or stays where the renaming fails."""
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    heal(folder)
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
-        folder.rename(aside / folder.name)
+        if folder.exists():
+            folder.rename(aside)
         fresh.rename(folder)
     finally:
-        if not folder.exists():
-            (aside / folder.name).rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        heal(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def heal(folder: Path) -> None:
+    """Bring back a folder whose writer was killed between the two renames of its replacement."""
+    if not folder.exists():
+        with contextlib.suppress(OSError):  # there is none, or nobody may write here
+            _aside(folder).rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -79,6 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises ArtifactError: no model folder, a file is missing or changed, or the format is newer than this version reads.
     """
+    heal(folder)
     sums = _read_json(folder, CHECKSUMS)
     if not isinstance(sums, dict) or not {MANIFEST, WEIGHTS, SAMPLES, CARD} <= sums.keys():
         raise ArtifactError(
