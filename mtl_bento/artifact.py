@@ -27,12 +27,14 @@ FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, SAMPLES, CARD, CHECKSUMS = (
     "model.json", "weights.safetensors", "samples.json", "MODEL_CARD.md", "checksums.json",
 )  # fmt: skip
+BESIDE = ".part"
+"""The suffix of what is being written beside its place, hidden."""
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` and their checksums as `folder`, which appears whole or not at all; an older one is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=BESIDE, dir=folder.parent))
     try:
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         for name, content in {**files, CHECKSUMS: to_json(sums)}.items():
@@ -72,7 +74,7 @@ def _aside(folder: Path) -> Path:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file beside and rename it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=BESIDE, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -83,6 +85,15 @@ def write_file(path: Path, content: bytes) -> None:
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left beside the places of their files in a folder; only while nobody writes there."""
+    for path in folder.glob(f".*{BESIDE}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

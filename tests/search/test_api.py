@@ -22,7 +22,8 @@ import mtl_bento as mb
 from mtl_bento.errors import MtlBentoError, RunError, SchemaError, SpecError
 from mtl_bento_search import api, metrics
 from mtl_bento_search.executors.local import InProcess, make_executor
-from mtl_bento_search.run import Run, repair_journal
+from mtl_bento_search.run import Run
+from mtl_bento_search.storage import repair_journal
 
 SMALL = {"trunk": ["mlp", "tabm"], "space": {"steps": 48, "width": [8, 16], "tabm.inner": 2, "batch_size": 64}}
 
