@@ -7,11 +7,12 @@ that it computes is a function of data, spec and seed; the clock only decides wh
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from mtl_bento.errors import RunError, listing
+from mtl_bento.errors import RunError, SpecError, listing
 from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
@@ -90,16 +91,20 @@ class Driver:
         """Ask rounds of trials until `n_trials` are told, the time is up, or somebody interrupts."""
         trip = self._resumed_trip()
         self._left = self._left_running(trip)
-        if self.n_told() == 0:
-            self._tell_default()
-        if trip is not None:
-            self._go(trip, self._deadline())
-        self._ask_and_go(n_trials)
+        self.study._thread_local.in_optimize_loop = True  # a sampler or callback of the user's may call `study.stop`
+        try:
+            if self.n_told() == 0:
+                self._tell_default()
+            if trip is not None:
+                self._go(trip, self._deadline())
+            self._ask_and_go(n_trials)
+        finally:
+            self.study._thread_local.in_optimize_loop = False
         for frozen in self._left:  # nobody wants them any more: the totals are lower, or the time is up
             self.study.tell(frozen.number, state=TrialState.FAIL)
 
     def _ask_and_go(self, n_trials: int | None) -> None:
-        while not self.sitting.interrupted and time.monotonic() < self._deadline():
+        while not self.sitting.interrupted and not self.study._stop_flag and time.monotonic() < self._deadline():
             left = math.inf if n_trials is None else n_trials - self.n_told()
             if left <= 0:
                 break
@@ -152,7 +157,8 @@ class Driver:
                 trial._cached_frozen_trial.params, trial._cached_frozen_trial.distributions = {}, {}
         else:
             trial = self.study.ask()
-        params = self.sitting.space.suggest(trial)
+        with _fitting(self.study.sampler, ours=self.own_sampler):
+            params = self.sitting.space.suggest(trial)
         trial.set_user_attr(ROUND, first)  # the last thing that is said of it: now it is asked
         return trial, params
 
@@ -255,7 +261,9 @@ class Driver:
                 trial.report(self._score(losses[i]), goal)
         if last:
             return
-        for i in [i for i in sorted(trip.living) if trip.living[i][0].should_prune()]:
+        with _fitting(self.study.pruner, ours=isinstance(self.study.pruner, RoundPruner)):
+            given_up = [i for i in sorted(trip.living) if trip.living[i][0].should_prune()]
+        for i in given_up:
             self._prune(trip.living.pop(i)[0], losses[i])
 
     def _complete_all(self, trip: Trip, losses: dict[int, np.ndarray]) -> None:
@@ -357,6 +365,21 @@ def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+@contextlib.contextmanager
+def _fitting(part: optuna.samplers.BaseSampler | optuna.pruners.BasePruner, *, ours: bool) -> Iterator[None]:
+    """Turn what a sampler or pruner of the user's refuses into one line; raises SpecError."""
+    try:
+        yield
+    except (ValueError, RuntimeError, ImportError) as error:
+        if ours:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise SpecError(
+            f"{type(part).__name__} cannot be used in this search ({reason}): it must work with one objective and "
+            "with the parameters of the space; leave it out for ours."
+        ) from error
 
 
 def own_study(

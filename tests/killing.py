@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import torch
 import vault  # noqa: F401 - a database for tests
 from optuna.storages._rdb import storage as rdb
+from sqlalchemy import Engine, event
 
 import mtl_bento as mb
 from mtl_bento.errors import MtlBentoError, RunError
@@ -110,7 +111,9 @@ class Zygote:
 def main(table: str) -> None:
     """Serve jobs until stdin is closed."""
     torch.set_num_threads(1)
-    os.fsync = lambda _handle: None  # slow, and no help against a kill: only a power cut loses what was written
+    # Slow, and no help against a kill: only a power cut loses what was written.
+    os.fsync = lambda _handle: None
+    event.listen(Engine, "connect", lambda connection, _: connection.execute("pragma synchronous = off"))
     rdb.time = SimpleNamespace(sleep=lambda _seconds: None)  # Optuna makes a trial five times where the disk is full
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
