@@ -20,8 +20,8 @@ from mtl_bento_search import study as driving
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.rounds import Round
 from mtl_bento_search.run import STUDY
-from mtl_bento_search.study import Driver, open_study
-from tests.benchmarks.sets import Set, sitting, trial_zero
+from mtl_bento_search.study import Driver
+from tests.benchmarks.sets import Set, new_study, sitting, trial_zero
 from tests.benchmarks.timers import TRAINING, Timers, resident_mb
 
 PARTS: list[tuple[Any, str, str]] = [
@@ -31,7 +31,7 @@ PARTS: list[tuple[Any, str, str]] = [
     (Driver, "_thin", "reporting"),
     (Driver, "_note_curves", "reporting"),
     (Driver, "_prune", "telling"),
-    (Driver, "_complete", "telling"),
+    (Driver, "_complete_all", "telling"),
     (Driver, "_valid_metrics", "metrics"),
     (driving, "save_round", "checkpoints"),
     (driving, "save_members", "checkpoints"),
@@ -119,7 +119,7 @@ def driver_marks(data: Set, at: Sequence[int], *, n_workers: int, seed: int) -> 
 
     with sitting(data, executor := Pretended(data.problem.dataset, n_workers), seed=seed) as held:
         storage = JournalStorage(JournalFileBackend(str(held.folder.path / STUDY)))
-        driver = Driver(held, open_study("driver", storage), trial_zero(held), callbacks=[mark])
+        driver = Driver(held, new_study(storage), trial_zero(held), callbacks=[mark])
         with timers.wrapping([*PARTS, (executor, "advance", TRAINING)]), timers.during(REST):
             driver.search(n_trials=max(at))
     return marks
