@@ -32,16 +32,10 @@ from mtl_bento_search.sitting import Sitting
 
 ROUND_SIZE = 16
 """Trials asked together: enough for several stacks, few enough that the sampler learns often."""
-SEEDS = 3
-"""Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
-REFERENCE_SHARE = 0.3
-"""Most of a timeout that the references may take; beyond it, every budget of steps is shortened."""
 FINALS_SHARE = 0.2
 """Most of a timeout that is kept back for the finals."""
 ON_ITS_WAY = "round"
 """The checkpoint of the round that is being trained."""
-REPORT_S, REPORT_SHARE = 4.0, 0.03
-"""Seconds, and share of the timeout, kept back for the test, the report and the model."""
 
 
 @dataclass

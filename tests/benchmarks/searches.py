@@ -122,8 +122,8 @@ class Job:
 
 def new_job(spec: MemberSpec, *, seed: int, split: int) -> Job:
     """Return a network that has not begun."""
-    trunk: Any = spec.network.trunk
-    cost = getattr(trunk, "inner", 1) * trunk.width * (trunk.width * trunk.shared_depth + 256)
+    trunk = spec.network.trunk
+    cost = trunk.copies * trunk.width * (trunk.width * trunk.shared_depth + 256)
     return Job(cost, packed(Start(spec, seed, split)), [])
 
 
