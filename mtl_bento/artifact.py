@@ -58,13 +58,13 @@ def _replace(folder: Path, fresh: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file beside and rename it over `path`."""
+def write_file(path: Path, *content: bytes | memoryview) -> None:
+    """Write a file, its parts one after another, beside and rename it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         Path(beside).chmod(0o644)
