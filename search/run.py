@@ -25,7 +25,6 @@ import optuna
 import pyarrow as pa
 import yaml
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from mtl_bento import table as tables
@@ -33,6 +32,7 @@ from mtl_bento.artifact import to_json, write_file
 from mtl_bento.errors import RunError, listing
 from mtl_bento.model import Model
 from mtl_bento_search.checkpoints import load_members
+from mtl_bento_search.journal import Journal
 
 SPEC, STUDY, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
     "spec.yaml", "study.log", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
@@ -233,7 +233,7 @@ def difference(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -
 
 def open_storage(folder: Path, url: str | None) -> Any:
     """Return the run's Optuna storage: its own journal file, or the given URL."""
-    return url if url is not None else JournalStorage(JournalFileBackend(str(folder / STUDY)))
+    return url if url is not None else JournalStorage(Journal(str(folder / STUDY)))
 
 
 def repair_journal(path: Path) -> None:

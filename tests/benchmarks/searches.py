@@ -39,7 +39,7 @@ from mtl_bento_search.objective import score
 from mtl_bento_search.pruning import ROUND, RoundPruner
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import rungs
-from mtl_bento_search.run import STUDY
+from mtl_bento_search.run import STUDY, open_storage
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
 from mtl_bento_search.study import ROUND_SIZE, Driver, make_sampler, open_study
@@ -90,7 +90,7 @@ def summed_up(arm: str, clock: Clock, study: optuna.Study, n_splits: int) -> Sea
 def search_ours(data: Set, executor: Executor, references: References, n: int, *, seed: int) -> Searched:
     """Search by the project's driver."""
     with sitting(data, executor, seed=seed) as held:
-        study = open_study("ours", JournalStorage(JournalFileBackend(str(held.folder.path / STUDY))))
+        study = open_study("ours", open_storage(held.folder.path, None))
         driver = Driver(held, study, references)
         driver.search(n_trials=1)
         timers, clock = Timers(), Clock()
