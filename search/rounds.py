@@ -87,7 +87,7 @@ class Packing(Spec):
 def activations(member: Member) -> int:
     """Return how many numbers a layer of a member's trunk gives for a batch."""
     trunk = member.spec.network.trunk
-    return int(getattr(trunk, "inner", 1) * member.spec.training.batch_size * trunk.width)
+    return trunk.copies * member.spec.training.batch_size * trunk.width
 
 
 def rungs(steps: int) -> list[int]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from mtl_bento.errors import RunError
+from mtl_bento_search.journal import Journal
 
 STUDY = "study.log"
 """The journal's name in the run folder."""
@@ -46,7 +46,7 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
 
 def _open_journal(path: Path) -> JournalStorage:
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(Journal(str(path)))
     except (ValueError, KeyError):
         raise RunError(
             f"{path} is damaged in line {_first_damaged(path)}; put a whole copy in its place, or search anew with "

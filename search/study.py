@@ -26,6 +26,7 @@ from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
 from mtl_bento_search.checkpoints import load_members, load_round, save_members, save_round
+from mtl_bento_search.journal import together
 from mtl_bento_search.objective import gains, score, worst_ratio
 from mtl_bento_search.pruning import ROUND, RoundPruner
 from mtl_bento_search.references import References
@@ -35,16 +36,10 @@ from mtl_bento_search.space import Space
 
 ROUND_SIZE = 16
 """Trials asked together: enough for several stacks, few enough that the sampler learns often."""
-SEEDS = 3
-"""Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
-REFERENCE_SHARE = 0.3
-"""Most of a timeout that the references may take; beyond it, every budget of steps is shortened."""
 FINALS_SHARE = 0.2
 """Most of a timeout that is kept back for the finals."""
 ON_ITS_WAY = "round"
 """The checkpoint of the round that is being trained."""
-REPORT_S, REPORT_SHARE = 4.0, 0.03
-"""Seconds, and share of the timeout, kept back for the test, the report and the model."""
 
 
 @dataclass
@@ -181,9 +176,10 @@ class Driver:
         """Ask n trials and stack their members; from here on they survive a kill."""
         first = self.n_told()
         asked = []
-        for i in range(n):
-            trial, params = self._ask(first + i, first)
-            asked.append((trial, self.sitting.space.member(params)))
+        with together(self.study):
+            for i in range(n):
+                trial, params = self._ask(first + i, first)
+                asked.append((trial, self.sitting.space.member(params)))
         members = [m for i, (_, spec) in enumerate(asked) for m in self.sitting.members(spec, "trial", first + i)]
         trip = Trip(first, dict(enumerate(asked)), self.sitting.round(members, seed=self._round_seed(first)))
         self._save_trip(trip)
@@ -230,34 +226,37 @@ class Driver:
         reference = self.references.single_losses.clip(0.01, None).tolist()
         losses: dict[int, np.ndarray] = {}
         for rung, goal in enumerate(rungs(steps)):
-            if goal < trip.round.step:
+            if goal <= trip.round.step and goal < steps:
                 continue  # passed before a kill
             if goal > trip.round.step:
-                whole = trip.round.advance(goal, reference=reference, deadline=deadline)
+                trip.round.advance(goal, reference=reference, deadline=deadline)
                 self._note_curves(trip)
                 trip.spent_s = time.monotonic() - started
-                if whole:
-                    self._save_trip(trip)
             losses = self._losses(trip.round, living)
             if trip.round.step < goal:
                 for i in sorted(living):
                     self._prune(living[i][0], losses[i])
                 break
-            self._thin(trip, losses, goal, last=goal == steps)
-            if goal == steps or not living:
+            with together(self.study):
+                self._thin(trip, losses, goal, last=goal == steps)
+            if not living:
                 break
-            self.sitting.progress.rung(trip.first + len(living), goal, steps, len(living))
-            trip.round.keep(lambda place: place // self.sitting.n_splits in living, rung=rung)
+            if goal < steps:
+                self.sitting.progress.rung(trip.first + len(living), goal, steps, len(living))
+                trip.round.keep(lambda place: place // self.sitting.n_splits in living, rung=rung)
+            self._save_trip(trip)  # only now: half as much, since the others are told
         if trip.round.step == steps:
-            self._complete_all(trip, losses)
+            with together(self.study):
+                self._complete_all(trip, losses)
         self.sitting.folder.checkpoint(ON_ITS_WAY).unlink(missing_ok=True)
         self.sitting.folder.note(elapsed_s=self.sitting.clock.elapsed_s, phases=self.sitting.clock.phases)
 
     def _thin(self, trip: Trip, losses: dict[int, np.ndarray], goal: int, *, last: bool) -> None:
         """Report every living trial at a rung, then drop those that the pruner gives up."""
+        known = {t.number for t in self.study.get_trials(deepcopy=False) if goal in t.intermediate_values}
         for i in sorted(trip.living):
             trial = trip.living[i][0]
-            if goal not in self.study._storage.get_trial(trial._trial_id).intermediate_values:
+            if trial.number not in known:
                 trial.report(self._score(losses[i]), goal)
         if last:
             return

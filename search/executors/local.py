@@ -224,7 +224,7 @@ def _ended(code: int) -> str:
 def cost(stack: Stack) -> float:
     """Return a rough cost of a step of a stack, to start the costliest first."""
     trunks = [member.spec.network.trunk for member in stack.members]
-    return float(sum(getattr(t, "inner", 1) * t.width * (t.width * t.shared_depth + 256) for t in trunks))
+    return float(sum(t.copies * t.width * (t.width * t.shared_depth + 256) for t in trunks))
 
 
 def make_executor(dataset: Dataset, *, n_workers: int | None = None) -> Executor:

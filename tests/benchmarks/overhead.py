@@ -19,7 +19,7 @@ from mtl_bento.training import EVALUATIONS, Member, MemberState, Stack
 from mtl_bento_search import study as driving
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.rounds import Round
-from mtl_bento_search.run import STUDY
+from mtl_bento_search.storage import open_storage
 from mtl_bento_search.study import Driver
 from tests.benchmarks.sets import Set, new_study, sitting, trial_zero
 from tests.benchmarks.timers import TRAINING, Timers, resident_mb
@@ -27,7 +27,7 @@ from tests.benchmarks.timers import TRAINING, Timers, resident_mb
 PARTS: list[tuple[Any, str, str]] = [
     (Driver, "_ask", "asking"),
     (JournalFileBackend, "append_logs", "storing"),
-    (JournalFileBackend, "read_logs", "storing"),
+    (JournalStorage, "_sync_with_backend", "storing"),
     (Driver, "_thin", "reporting"),
     (Driver, "_note_curves", "reporting"),
     (Driver, "_prune", "telling"),
@@ -118,7 +118,7 @@ def driver_marks(data: Set, at: Sequence[int], *, n_workers: int, seed: int) -> 
             marks.append(Mark(n, parts, resident_mb()))
 
     with sitting(data, executor := Pretended(data.problem.dataset, n_workers), seed=seed) as held:
-        storage = JournalStorage(JournalFileBackend(str(held.folder.path / STUDY)))
+        storage = open_storage(held.folder.path, None)
         driver = Driver(held, new_study(storage), trial_zero(held), callbacks=[mark])
         with timers.wrapping([*PARTS, (executor, "advance", TRAINING)]), timers.during(REST):
             driver.search(n_trials=max(at))

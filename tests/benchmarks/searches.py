@@ -39,9 +39,9 @@ from mtl_bento_search.objective import score
 from mtl_bento_search.pruning import ROUND
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import rungs
-from mtl_bento_search.run import STUDY
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
+from mtl_bento_search.storage import STUDY, open_storage
 from mtl_bento_search.study import ROUND_SIZE, Driver, make_sampler
 from mtl_bento_search.tuning import tune_process
 from tests.benchmarks.loops import Loop, Rows
@@ -90,7 +90,7 @@ def summed_up(arm: str, clock: Clock, study: optuna.Study, n_splits: int) -> Sea
 def search_ours(data: Set, executor: Executor, references: References, n: int, *, seed: int) -> Searched:
     """Search by the project's driver."""
     with sitting(data, executor, seed=seed) as held:
-        study = new_study(JournalStorage(JournalFileBackend(str(held.folder.path / STUDY))))
+        study = new_study(open_storage(held.folder.path, None))
         driver = Driver(held, study, references)
         driver.search(n_trials=1)
         timers, clock = Timers(), Clock()
@@ -122,8 +122,8 @@ class Job:
 
 def new_job(spec: MemberSpec, *, seed: int, split: int) -> Job:
     """Return a network that has not begun."""
-    trunk: Any = spec.network.trunk
-    cost = getattr(trunk, "inner", 1) * trunk.width * (trunk.width * trunk.shared_depth + 256)
+    trunk = spec.network.trunk
+    cost = trunk.copies * trunk.width * (trunk.width * trunk.shared_depth + 256)
     return Job(cost, packed(Start(spec, seed, split)), [])
 
 
