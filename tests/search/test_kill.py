@@ -64,7 +64,7 @@ MOMENTS = {
     "a trial is asked, in the first batch": ("optuna.storages:JournalStorage.set_trial_param", 33, "after"),
     "a trial is there without parameters": ("optuna.storages:JournalStorage.create_new_trial", 10, "after"),
     "a trial is asked, in the second batch": ("optuna.storages:JournalStorage.set_trial_param", 105, "before"),
-    "a batch is asked and not yet written": ("mtl_bento_search.study:save_round", 4, "before"),
+    "a batch is asked and not yet written": ("mtl_bento_search.study:save_round", 5, "before"),
     "the journal has half a line": ("optuna.storages.journal:JournalFileBackend.append_logs", 40, "tear"),
     "a round is written beside": ("pathlib:Path.replace~.round.safetensors", 6, "before"),
     "a round is renamed": ("pathlib:Path.replace~.round.safetensors", 6, "after"),
@@ -121,6 +121,19 @@ def test_a_search_killed_around_the_renames_of_its_second_model_has_a_model_and_
         "files": sorted([*whole.outcome["files"], "checkpoints/singles-of-trial-00002.safetensors"]),
     }
     assert outcome(out) == whole.outcome | expected
+
+
+def test_trials_that_a_killed_driver_asked_beyond_a_lower_total_are_failed_and_asked_again(
+    zygote: Zygote, whole: Whole, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=N_TRIALS, at=MOMENTS["a batch is asked and not yet written"])["code"] == KILLED
+    assert len(told(out)) == 7
+    assert zygote.sit(out, n_trials=8)["code"] == 0
+    assert [t.state.name for t in Run(out).study.trials][8:] == ["FAIL"] * 5
+    assert zygote.sit(out, n_trials=N_TRIALS)["code"] == 0
+    assert [t.state.name for t in Run(out).study.trials].count("FAIL") == 5
+    assert Run(out).result["trials"]["total"] == N_TRIALS
 
 
 def test_a_killed_worker_is_one_line_and_the_same_search_goes_on(zygote: Zygote, tmp_path: Path) -> None:
