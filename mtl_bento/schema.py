@@ -71,8 +71,15 @@ class Schema(Spec):
             raise SchemaError(f"The table has none of the model's inputs ({listing(map(repr, self.names))}); add them.")
         return {block: _side_by_side(columns, table, present) for block, columns in self.blocks.items()}
 
+    def own_blocks(self, table: pa.Table) -> pa.Table:
+        """Return the columns of a table that are inputs with a block of their own (pictures, texts), as they are."""
+        own = {column.name for columns in self.blocks.values() for column in columns if ":" in column.block}
+        return table.select([name for name in table.column_names if name in own])
+
 
 def _side_by_side(columns: tuple[Column, ...], table: pa.Table, present: set[str]) -> np.ndarray:
+    if len(columns) == 1:  # pictures above all: not to be held twice
+        return np.require(columns[0].encode(_cells(columns[0], table, present)), requirements=["C", "W"])
     ends = np.cumsum([column.n_features for column in columns]).tolist()
     starts = [0, *ends[:-1]]
     block = np.empty((table.num_rows, ends[-1]), dtype=columns[0].dtype)

@@ -10,8 +10,8 @@ the stacks of unlike members; where those sizes do not fit together, give the sp
 A broken promise is a `BrokenPromiseError` (an AssertionError) that says which one. All is computed in float64, on a
 table of 120 rows, in a few seconds.
 
-Letters: K members, T tasks, M TabM's inner members, B rows, N rows of the table, C columns, F features, D width,
-O outputs of a head.
+Letters: K members, T tasks, M TabM's inner members, B rows, N rows of the table, C columns, L positions, F features,
+D width, O outputs of a head.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.dataset import Dataset
-from mtl_bento.encoders._base import ENCODERS, EncoderSpec
+from mtl_bento.encoders._base import BACKBONE, ENCODERS, EncoderSpec, kind_of
 from mtl_bento.errors import SchemaError
 from mtl_bento.heads._base import HEADS, HeadSpec
 from mtl_bento.network import Inputs, Network, NetworkSpec, stacks
 from mtl_bento.registry import Registry
+from mtl_bento.samples import BLOCK, SampleTrunkSpec, sample_rows
 from mtl_bento.schema import Schema
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import TASKS, Task, TaskSpec
@@ -69,7 +70,8 @@ def check_trunk(trunk: type[TrunkSpec] | TrunkSpec, *others: TrunkSpec) -> None:
     """Raise BrokenPromiseError unless a trunk keeps its promises.
 
     A state [K, M, B, D] for each task; padding that stays zero; rows and members that do not see each other; finite
-    gradients; and, above all, member k of a stack equals that member trained alone (`check_stack`).
+    gradients; and, above all, member k of a stack equals that member trained alone (`check_stack`). A trunk that reads
+    positions has states [K, M, B, L, D], those of real positions whatever lies at the others, finite everywhere.
 
     Args:
         trunk: the spec or its class.
@@ -80,9 +82,11 @@ def check_trunk(trunk: type[TrunkSpec] | TrunkSpec, *others: TrunkSpec) -> None:
     given = [_changed(member, dropout=0.0) or member for member in (spec, *others)]
     unlike = sorted(given if others else _varied(spec, sizes), key=lambda member: -member.shared_depth)
     alike = [unlike[0], unlike[0]]
+    positional = TRUNKS.class_of(type(spec)).positional
     for specs in (unlike, alike, unlike[-1:]):
-        _check_states(specs)
-    dataset = sample_dataset()
+        for grid in ((2, 3), None) if positional else (None,):
+            _check_states(specs, TrunkSizes(n_features=7, n_tasks=3, length=6 * positional, grid=grid))
+    dataset = sample_dataset(positions=positional)
     check_stack(sample_members(dataset, trunks=unlike), dataset)
     check_stack(sample_members(dataset, trunks=alike), dataset)
     _check_refusals(spec, lambda specs: sample_members(dataset, trunks=specs), dataset)
@@ -118,7 +122,8 @@ def check_encoder(
     """Raise BrokenPromiseError unless an encoder keeps its promises; `others` share its stack.
 
     Features [K or 1, B, F], finite also for missing and unseen values; rows that do not see each other; what it learned
-    of the training rows lies in buffers; finite gradients; member k of a stack equals that member trained alone.
+    of the training rows lies in buffers; finite gradients; member k of a stack equals that member trained alone. With
+    positions features are [K or 1, B, L, F] with a mask [K or 1, B, L], and pooled ones [K or 1, B, F'].
 
     Args:
         encoder: the spec or its class.
@@ -132,8 +137,11 @@ def check_encoder(
         dataset, values = _sample(only=spec.kind)
     else:
         dataset = _problem({spec.kind: tuple(columns)}, {spec.kind: values})
-    _check_features(unlike, dataset.inputs, values)
+    length = _check_features(unlike, dataset.inputs, values)
     check_stack(sample_members(dataset, encoders=unlike), dataset)
+    if length:
+        by_position = [SampleTrunkSpec(width=w, shared_depth=1, dropout=0.0) for w in range(4, 4 + len(unlike))]
+        check_stack(sample_members(dataset, encoders=unlike, trunks=by_position), dataset)
     _check_refusals(spec, lambda specs: sample_members(dataset, encoders=specs), dataset)
 
 
@@ -254,9 +262,12 @@ def check_stack(members: Sequence[Member], dataset: Dataset) -> None:
     _check_prediction(together, dataset)
 
 
-def sample_dataset(*, dtype: torch.dtype = torch.float64) -> Dataset:
-    """Return 120 rows with all blocks, three tasks with missing labels, row weights, and two folds."""
-    return _sample(dtype=dtype)[0]
+def sample_dataset(*, dtype: torch.dtype = torch.float64, positions: bool = False) -> Dataset:
+    """Return 120 rows with all blocks of tables, three tasks with missing labels, row weights, and two folds.
+
+    With `positions` a block with positions stands beside them, and a fourth task, `cells`, answers by these.
+    """
+    return _sample(dtype=dtype, positions=positions)[0]
 
 
 def sample_members(
@@ -291,7 +302,9 @@ def _member(
     held = [heads[(k + t) % len(heads)] if heads else {"kind": "dense", "width": 4} for t in range(len(names))]
     network = NetworkSpec.model_validate(
         {
-            "encoders": {block: encoders[k] if encoders else {"kind": block} for block in dataset.inputs.columns},
+            "encoders": {
+                block: encoders[k] if encoders else {"kind": kind_of(block)} for block in dataset.inputs.columns
+            },
             "trunk": trunks[k] if trunks else mlp,
             "heads": dict(zip(names, held, strict=True)),
         }
@@ -301,8 +314,10 @@ def _member(
     return Member(MemberSpec(network=network, training=training), seed=k, split=k % len(dataset.splits))
 
 
-def _sample(*, only: str | None = None, dtype: torch.dtype = torch.float64) -> tuple[Dataset, np.ndarray]:
-    """Return the sample dataset, of one block where `only` names it, and that block's values (or any block's)."""
+def _sample(
+    *, only: str | None = None, dtype: torch.dtype = torch.float64, positions: bool = False
+) -> tuple[Dataset, np.ndarray]:
+    """Return the sample dataset, of one block where `only` names its kind, and that block's values (or any block's)."""
     n, rng = 120, np.random.default_rng(0)
     holes = rng.random((2, n)) < 0.1
     table = pa.table(
@@ -317,17 +332,26 @@ def _sample(*, only: str | None = None, dtype: torch.dtype = torch.float64) -> t
     kinds = {"size": "numeric", "count": "numeric", "colour": "categorical", "place": "categorical", "vector": "vector"}
     columns = [COLUMNS.class_of(COLUMNS.spec_class(kind)) for kind in kinds.values()]
     fitted = tuple(column.fit(name, table[name]) for name, column in zip(kinds, columns, strict=True))
-    schema = Schema(columns=tuple(column for column in fitted if only in (None, column.block)))
-    if not schema.columns:
+    schema = Schema(columns=tuple(column for column in fitted if only in (None, kind_of(column.block))))
+    blocks = schema.encode(table) if schema.columns else {}
+    by_position, tokens, cells, labels = sample_rows(n)
+    if positions or only == kind_of(BLOCK):
+        blocks |= tokens
+    if not blocks:
         raise TypeError(f"there are no sample rows for block {only!r}; give `columns` and `values`")
-    blocks = schema.encode(table)
-    return _problem(schema.blocks, blocks, dtype=dtype), blocks[only or "numeric"]
+    held = {name: (schema.blocks | by_position)[name] for name in blocks}
+    beside = [(cells, labels)] if positions else []
+    return _problem(held, blocks, dtype=dtype, beside=beside), next(iter(blocks.values()))
 
 
 def _problem(
-    columns: dict[str, tuple[Column, ...]], blocks: dict[str, np.ndarray], *, dtype: torch.dtype = torch.float64
+    columns: dict[str, tuple[Column, ...]],
+    blocks: dict[str, np.ndarray],
+    *,
+    dtype: torch.dtype = torch.float64,
+    beside: Sequence[tuple[Task[Any], np.ndarray]] = (),
 ) -> Dataset:
-    """Return encoded inputs with three made-up tasks, row weights and two folds."""
+    """Return encoded inputs with three made-up tasks and those `beside` them, row weights and two folds."""
     n, rng = len(next(iter(blocks.values()))), np.random.default_rng(1)
     labels = {
         "yes": ("binary", pa.array(np.arange(n) % 3 == 0)),
@@ -341,6 +365,8 @@ def _problem(
         cells = pa.chunked_array([values])
         tasks.append(task_class(task_class.fit(spec, cells)))
         targets.append(tasks[-1].encode(cells))
+    tasks += [task for task, _ in beside]
+    targets += [held for _, held in beside]
     inputs = Inputs.fit(columns, {name: torch.from_numpy(block) for name, block in blocks.items()})
     places = np.arange(n)
     splits = [(places[places % 4 != fold], places[places % 4 == fold]) for fold in range(2)]
@@ -504,25 +530,34 @@ def _same_state(one: MemberState, other: MemberState, promise: str) -> None:
 # What trunks, heads and encoders promise by themselves
 
 
-def _check_states(specs: Sequence[TrunkSpec]) -> None:
-    n, sizes = len(specs), TrunkSizes(n_features=7, n_tasks=3)
+def _check_states(specs: Sequence[TrunkSpec], sizes: TrunkSizes) -> None:
+    n, tail = len(specs), (sizes.length,) if sizes.length else ()
     trunk: Any = TRUNKS.class_of(type(specs[0]))(specs, sizes, _generators(n)).double().eval()
     _promise(len(trunk.widths) == n, "`widths` must hold the width of each member's states")
-    features = _random(n, 5, sizes.n_features)
+    features = _random(n, 5, *tail, sizes.n_features)
+    for row in range(5 if tail else 0):  # all positions of row 0 are real, none of the last
+        features[:, row, sizes.length - row * sizes.length // 4 :] = torch.nan
 
-    def forward(values: Tensor) -> Tensor:
-        return torch.stack(list(trunk(values)))  # [T, K, M, B, D]
+    def forward(values: Tensor, filling: float = 0.0) -> Tensor:
+        if not tail:
+            return torch.stack(list(trunk(values)))  # [T, K, M, B, D]
+        mask = ~values.isnan().any(-1)
+        states = torch.stack(list(trunk(values.nan_to_num(filling), mask)))  # [T, K, M, B, L, D]
+        return states * mask[:, None, ..., None]
 
     states = forward(features)
+    _promise(_finite(states), "states must be finite, also where a row has no real position")
+    _close(forward(features, 9.0), states, "what lies at positions that are not real must not matter")
     for b in (0, 1, 5):
-        shape = (sizes.n_tasks, n, trunk.inner, b, max(trunk.widths))
-        _same_shape(forward(features[:, :b]), shape, "states must be T of [K, M, B, D]")
+        shape = (sizes.n_tasks, n, trunk.inner, b, *tail, max(trunk.widths))
+        _same_shape(forward(features[:, :b]), shape, "states must be T of [K, M, B, D], or [K, M, B, L, D] by position")
     for k, width in enumerate(trunk.widths):
         _promise(not bool(states[:, k, ..., width:].any()), f"states beyond a member's width ({width}) must be zero")
     shared = features[:1]
-    _close(forward(shared), forward(shared.expand(n, -1, -1)), "features [1, B, F] must count for every member")
+    whole = shared.expand(n, *shared.shape[1:])
+    _close(forward(shared), forward(whole), "features [1, B, F] must count for every member")
     _check_apart(forward, features, rows_in=1, rows_out=3, members_out=1)
-    _check_gradients(forward, trunk, features)
+    _check_gradients(forward, trunk, features, rows_in=1)
     trunk.train()
     _close(forward(features), states, "with dropout 0, training must answer as evaluation does")
 
@@ -537,7 +572,7 @@ def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int)
     for b in (0, 1, 5):
         _same_shape(head(state[:, :, :b]), (n, inner, b, n_outputs), "outputs must be [K, M, B, O]")
     _check_apart(head, state, rows_in=2, rows_out=2, members_out=0)
-    _check_gradients(head, head, state)
+    _check_gradients(head, head, state, rows_in=2)
     changed = state.clone()
     changed[:, 0] += 1
     _close(head(changed)[:, 1:], head(state)[:, 1:], "TabM's inner members must not see each other")
@@ -546,38 +581,56 @@ def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int)
         _close(one, alone(state), "heads of one state must answer together as they do alone")
 
 
-def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.ndarray) -> None:
-    kind, n = specs[0].kind, len(specs)
-    fitted = inputs.fitted[kind]
+def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.ndarray) -> int:
+    """Check features; return how many positions they have."""
+    ((block, fitted),), n = inputs.fitted.items(), len(specs)
     build: Any = ENCODERS.class_of(type(specs[0]))
-    encoder = build(specs, inputs.columns[kind], fitted, _generators(n)).double().eval()
-    lost = set(fitted) - {name for name, _ in encoder.named_buffers()}
+    encoder = build(specs, inputs.columns[block], fitted, _generators(n)).double().eval()
+    held = {name for name in fitted if not name.startswith(BACKBONE)}
+    lost = held - {name for name, _ in encoder.named_buffers()}
     _promise(not lost, f"what was fitted must lie in buffers: {sorted(lost)}")
     raw = torch.from_numpy(np.concatenate([values, _odd_rows(values)]))
     prepared = encoder.prepare(raw)
     features = encoder.features(prepared[None])
     _promise(features.shape[0] in (1, n), "features must be [K or 1, B, F]")
     _promise(_finite(features), "features must be finite, also of missing and unseen values")
+    tail = (encoder.length,) if encoder.length else ()
     for b in (0, 1, len(raw)):
-        shape = (features.shape[0], b, encoder.n_features)
-        _same_shape(encoder.features(prepared[None, :b]), shape, "features must be [K or 1, B, F]")
-        _same_shape(encoder.prepare(raw[:b]), (b, prepared.shape[-1]), "prepared rows must be [B, C']")
+        shape = (features.shape[0], b, *tail, encoder.n_features)
+        _same_shape(
+            encoder.features(prepared[None, :b]), shape, "features must be [K or 1, B, F], or [K or 1, B, L, F]"
+        )
+        shape = (b, *tail, prepared.shape[-1])
+        _same_shape(encoder.prepare(raw[:b]), shape, "prepared rows must be [B, C'], or [B, L, D]")
+    if tail:
+        mask = encoder.unfold(prepared[None])[-1]
+        _promise(mask.dtype == torch.bool, "the last of what is unfolded must be the mask of real positions")
+        _same_shape(mask, (1, len(raw), *tail), "the mask must be [K or 1, B, L]")
+        pooled = encoder.pooled(features, mask)
+        shape = (features.shape[0], len(raw), encoder.n_pooled)
+        _same_shape(pooled, shape, "pooled features must be [K or 1, B, F']")
+        _promise(_finite(pooled), "pooled features must be finite, also where a row has no position")
     spec_class: Any = type(specs[0])
-    default = build([spec_class()], inputs.columns[kind], fitted, _generators(1)).double()
+    default = build([spec_class()], inputs.columns[block], fitted, _generators(1)).double()
     _close(default.prepare(raw), prepared, "`prepare` must not depend on the spec: all members share its rows")
-    own = prepared.expand(n, -1, -1)  # each member has rows of its own in training; all share theirs in prediction
-    together = features.expand(n, -1, -1)
+    own = prepared.expand(
+        n, *prepared.shape
+    )  # each member has rows of its own in training; all share theirs in prediction
+    together = features.expand(n, *features.shape[1:])
     _close(encoder.features(own), together, "rows given for each member must be encoded as rows given once")
     whole = [part.expand(n, *part.shape) for part in encoder.unfold(prepared)]  # as training gathers them
     _close(encoder(*whole), together, "rows must be unfolded alike before and after they are drawn")
     alone = torch.cat([encoder.prepare(raw[i : i + 1]) for i in range(len(raw))])
     _close(alone, prepared, "rows must be prepared alike alone")
     _check_apart(encoder.features, own, rows_in=1, rows_out=1, members_out=0)
-    _check_gradients(encoder.features, encoder, own)
+    _check_gradients(encoder.features, encoder, own, rows_in=1)
+    return int(encoder.length)
 
 
 def _odd_rows(values: np.ndarray) -> np.ndarray:
     """Return a row that is all missing, and unseen ones: far-away numbers, or the highest codes ("other")."""
+    if values.dtype.kind == "u":  # bytes of a picture: none, and all white
+        return np.stack([np.full_like(values[0], number) for number in (0, 255)])
     if values.dtype.kind == "f":
         return np.stack([np.full_like(values[0], number) for number in (np.nan, 1e30, -1e30)])
     return np.stack([np.full_like(values[0], -1), values.max(0)])
@@ -595,10 +648,10 @@ def _check_apart(forward: Forward, values: Tensor, *, rows_in: int, rows_out: in
     _close(others[0], others[1], "members must not see each other")
 
 
-def _check_gradients(forward: Forward, module: nn.Module, values: Tensor) -> None:
+def _check_gradients(forward: Forward, module: nn.Module, values: Tensor, *, rows_in: int) -> None:
     parameters = list(module.parameters())
-    for n_rows in (values.shape[-2], 1, 0) if parameters else ():
-        answer = forward(values.narrow(-2, 0, n_rows))
+    for n_rows in (values.shape[rows_in], 1, 0) if parameters else ():
+        answer = forward(values.narrow(rows_in, 0, n_rows))
         gradients = torch.autograd.grad(answer.square().sum(), parameters)
         _promise(_finite(*gradients), f"gradients must be finite for {n_rows} rows")
 

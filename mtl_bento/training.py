@@ -35,7 +35,7 @@ EVALUATIONS = 16
 LOOKED_AT = 8_192
 """Validation rows that a look reads at most, evenly spaced; what is served is decided on all of them."""
 VALID_CHUNK = 1024
-"""Validation rows per forward pass, so that memory stays flat."""
+"""Validation rows per forward pass, so that memory stays flat; fewer where they have positions."""
 PLANNED_STEPS = 64
 """Steps whose row indices are drawn ahead and sent to the device at once."""
 
@@ -301,7 +301,8 @@ class Cohort:
         count: Tensor | float = 0.0
         self.network.eval()
         rows, real = self._validation_rows(dataset)
-        for index, held in zip(rows.split(VALID_CHUNK, 1), real.split(VALID_CHUNK, 1), strict=True):
+        at_once = self.network.rows_at_once(VALID_CHUNK)
+        for index, held in zip(rows.split(at_once, 1), real.split(at_once, 1), strict=True):
             targets, weights = dataset.labels_of(index)
             answers = self.network.averaged(self._outputs(dataset, index))
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))

@@ -285,8 +285,8 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
       mtl-bento evaluate runs/flights flights.parquet
     """
     opened = sources.open_source(source)
-    tasks, n_train = judged(opened)
-    records = evaluate(partial(opened.predict, output="full"), tasks, table)
+    tasks, inputs, n_train = judged(opened)
+    records = evaluate(partial(opened.predict, output="full"), tasks, table, inputs=inputs)
     if as_json:
         _print_json({"n_train": n_train, "metrics": records})
     elif not quiet:

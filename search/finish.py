@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow as pa
 import torch
 from optuna.trial import TrialState
 
@@ -47,8 +48,8 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
     singles = [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(choice.single)]
     weights = None if dataset.weights is None else dataset.weights.cpu().numpy()[rows]
     records = []
-    for t, task in enumerate(problem.tasks):
-        truth = task.truth(problem.table[task.name])[rows]
+    for t, task in enumerate(problem.placed(rows)):
+        truth = task.truth(problem.table[task.name].take(pa.array(rows)))
         mine, single = task.scored(ours[t]), task.scored(singles[t])
         same = choice.served_by[t] == choice.single[t].name
         own, (low, high) = _intervals(task.metric, truth, mine, single, weights, same=same)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow as pa
 from optuna.trial import FrozenTrial, TrialState
 
 from mtl_bento.errors import SpecError
@@ -327,8 +328,9 @@ class Driver:
         answered = select.out_of_fold(select.Candidate("", members), self.sitting.dataset)
         rows = select.validation_rows(self.sitting.dataset)
         found = {}
-        for task, answers in zip(self.sitting.problem.tasks, answered, strict=True):
-            truth = task.truth(self.sitting.problem.table[task.name])[rows]
+        problem = self.sitting.problem
+        for task, answers in zip(problem.placed(rows), answered, strict=True):
+            truth = task.truth(problem.table[task.name].take(pa.array(rows)))
             value = metrics.measure(task.metric, truth, task.scored(answers))
             if math.isfinite(value):
                 found[f"val.{task.name}.{task.metric}"] = value

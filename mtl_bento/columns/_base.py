@@ -25,11 +25,16 @@ class Column(Spec):
     kind: str
     name: str
 
-    block: ClassVar[str]
-    """The block it is encoded into; also the kind of the encoder that reads the block."""
-
     dtype: ClassVar[Any] = np.float32
     """What `encode` returns: float32 with NaN for missing, or int64 codes with -1 for missing."""
+
+    @property
+    @abstractmethod
+    def block(self) -> str:
+        """The block it is encoded into: the kind of the encoder that reads it, and for a block of its own ":name".
+
+        Columns that share one name it as a class variable.
+        """
 
     @property
     def n_features(self) -> int:
