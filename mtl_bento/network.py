@@ -191,9 +191,14 @@ class Network(nn.Module):
         """Positions L that the trunk reads, 0 where it reads none."""
         return self.trunk.sizes.length
 
+    @property
+    def most_positions(self) -> int:
+        """Positions of the input that has most; 1 where none has any."""
+        return max(1, *(cast(Encoder[Any], encoder).length for encoder in self.encoders))
+
     def rows_at_once(self, most: int) -> int:
         """Return how many rows to give at once where `most` would be right without positions, at least 16."""
-        return max(min(16, most), most // max(1, *(cast(Encoder[Any], encoder).length for encoder in self.encoders)))
+        return max(min(16, most), most // self.most_positions)
 
     def answer_sizes(self) -> list[int]:
         """Return how many numbers O' each task answers with; those of all positions, where it answers by position."""
