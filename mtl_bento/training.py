@@ -248,12 +248,13 @@ class Cohort:
         return self.network.outputs([tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded])
 
     def _step(self, dataset: Dataset, index: Tensor) -> None:
-        targets, weights = dataset.labels_of(index)
         outputs = self._outputs(dataset, index)
-        losses = torch.stack(
-            [task.loss(out, y, weights) for task, out, y in zip(dataset.tasks, outputs, targets, strict=True)], -1
-        )  # [K, T]
-        objective = self.weighting(losses / dataset.trivial).sum()
+        losses = []
+        parts = zip(dataset.tasks, outputs, dataset.targets, dataset.label_weights, strict=True)
+        for task, out, labels, weights in parts:
+            own = None if weights is None else dataset.take(weights, index)
+            losses.append(task.mean_loss(out, dataset.take(labels, index), own))
+        objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
         torch._foreach_copy_(self.flat.gradients, gradients)
         self._descend()
