@@ -11,6 +11,7 @@ No torch here: the service's parent process and the client's machine read manife
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,12 +27,14 @@ FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, SAMPLES, CARD, CHECKSUMS = (
     "model.json", "weights.safetensors", "samples.json", "MODEL_CARD.md", "checksums.json",
 )  # fmt: skip
+BESIDE = ".part"
+"""The suffix of what is being written beside its place, hidden."""
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` and their checksums as `folder`, which appears whole or not at all; an older one is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=BESIDE, dir=folder.parent))
     try:
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         for name, content in {**files, CHECKSUMS: to_json(sums)}.items():
@@ -45,23 +48,33 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _replace(folder: Path, fresh: Path) -> None:
     """Rename `fresh` to `folder`; the folder that was there goes, or stays where the renaming fails."""
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    heal(folder)
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
-        folder.rename(aside / folder.name)
+        if folder.exists():
+            folder.rename(aside)
         fresh.rename(folder)
     finally:
-        if not folder.exists():
-            (aside / folder.name).rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        heal(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def heal(folder: Path) -> None:
+    """Bring back a folder whose writer was killed between the two renames of its replacement."""
+    if not folder.exists():
+        with contextlib.suppress(OSError):  # there is none, or nobody may write here
+            _aside(folder).rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def write_file(path: Path, *content: bytes | memoryview) -> None:
     """Write a file, its parts one after another, beside and rename it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=BESIDE, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(content)
@@ -74,11 +87,21 @@ def write_file(path: Path, *content: bytes | memoryview) -> None:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left beside the places of their files in a folder; only while nobody writes there."""
+    for path in folder.glob(f".*{BESIDE}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return model.json of a model folder after checking its format and every file's checksum.
 
     Raises ArtifactError: no model folder, a file is missing or changed, or the format is newer than this version reads.
     """
+    heal(folder)
     sums = _read_json(folder, CHECKSUMS)
     if not isinstance(sums, dict) or not {MANIFEST, WEIGHTS, SAMPLES, CARD} <= sums.keys():
         raise ArtifactError(

@@ -77,6 +77,8 @@ def is_address(source: str | os.PathLike[str]) -> bool:
 def model_folder(source: str | os.PathLike[str]) -> Path:
     """Return the model folder of a model folder, a run folder or a tag; raises SourceError where there is none."""
     path = Path(source)
+    for folder in (path, path / "model"):
+        artifact.heal(folder)
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():

@@ -20,10 +20,11 @@ from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
 from mtl_bento_search.references import affordable, obtain
 from mtl_bento_search.report import write_report
-from mtl_bento_search.run import STUDY, Clock, Folder, Run, open_storage, repair_journal, spec_digest
+from mtl_bento_search.run import Clock, Folder, Run, spec_digest
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
-from mtl_bento_search.study import Driver, open_study
+from mtl_bento_search.storage import answering, open_storage, without_password
+from mtl_bento_search.study import Driver, claim, own_study
 from mtl_bento_search.tuning import tune_process
 
 SAID = 8
@@ -91,7 +92,7 @@ def search(
     source = data if data is not None else spec.data.train if isinstance(spec.data, DataSpec) else spec.data
     folder = Folder(Path(out) if out is not None else Path("runs") / table_name(source))
     make_space(problem, spec)  # raises before anything is written
-    with folder.locked():
+    with folder.locked(), answering(storage):
         return _searched(spec, problem, folder, storage, sampler, pruner, callbacks, progress, started)
 
 
@@ -144,7 +145,7 @@ def _searched(
 ) -> Run:
     tune_process(problem.dataset.device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    written = written_spec(spec, problem, folder.name(), storage)
+    written = written_spec(spec, problem, folder.identity(), storage)
     folder.agree(written)
     state = folder.read_state()
     n_trials, timeout_s = spec.search.n_trials, spec.search.timeout
@@ -155,19 +156,20 @@ def _searched(
     )
     clock.phases["data"] = clock.phases.get("data", 0.0) + time.monotonic() - started
     attrs = {
+        "run": written["id"],
         "tasks": problem.names,
         "spec_sha256": written["sha256"],
         "data_sha256": problem.data_sha256,
         "split_sha256": problem.protocol.digest(),
     }
-    repair_journal(folder.path / STUDY)  # only here, where the folder is locked: no other driver writes
+    space = make_space(problem, spec, steps=state.get("steps"))
     held = open_storage(folder.path, storage)
-    study = open_study(written["name"], held, sampler=sampler, pruner=pruner, attrs=attrs)
-    folder.write_spec(written)
+    study = own_study(written["name"], held, attrs, space, sampler=sampler, pruner=pruner)
+    folder.write_spec(written)  # from here on the folder is a run, and the study is that run's
+    claim(study, attrs)
     for line in (*(f"Split: {note}." for note in problem.notes), *_left_out(problem)):
         progress.say(line)
     with progress, make_executor(problem.dataset) as workers:
-        space = make_space(problem, spec, steps=state.get("steps"))
         sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)
         with sitting.interruptible():
             driver = _trials(sitting, spec, study, own_sampler=sampler is None, callbacks=callbacks)
@@ -234,7 +236,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def written_spec(spec: Config, problem: Problem, name: str, storage: str | None) -> dict[str, Any]:
+def written_spec(spec: Config, problem: Problem, identity: dict[str, str], storage: str | None) -> dict[str, Any]:
     """Return the spec as a run keeps it: what was understood, without totals, paths and passwords, and the hashes."""
     data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout"}})
     # What was learned from the labels (levels, means) follows from the data, whose hash is kept.
@@ -243,13 +245,6 @@ def written_spec(spec: Config, problem: Problem, name: str, storage: str | None)
     }
     digest = spec_digest(data)
     hashes = {"data_sha256": problem.data_sha256, "split_sha256": problem.protocol.digest()}
-    where = {} if storage is None else {"storage": optuna_url_without_password(storage)}
+    where = {} if storage is None else {"storage": without_password(storage)}
     # The hashes come last: a difference is named by the field that differs, not by a hash.
-    return {"name": name, **where, **data, **hashes, "sha256": digest}
-
-
-def optuna_url_without_password(url: str) -> str:
-    """Return a storage URL with its password blanked."""
-    head, at, tail = url.rpartition("@")
-    scheme, slashes, user = head.partition("://")
-    return f"{scheme}{slashes}{user.partition(':')[0]}:***@{tail}" if at and ":" in user else url
+    return {**identity, **where, **data, **hashes, "sha256": digest}

@@ -142,8 +142,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header: dict[str, Any] = json.loads(metadata[HEADER])
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise RunError(
-            f"{path} is missing or damaged ({str(error).splitlines()[0]}); remove it to train that part again, "
-            "or search anew with another --out."
+            f"{path} is missing or damaged ({str(error).splitlines()[0]}). Put a whole copy in its place, or search "
+            "anew with another --out; unless it is a trial's, it is also trained again where you remove it."
         ) from None
     return tensors, header
 

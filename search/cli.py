@@ -31,7 +31,7 @@ from mtl_bento_search.problem import make_task
 from mtl_bento_search.progress import Progress, Terminal, clock_text, wide_console
 from mtl_bento_search.protocol import looks_like_split
 from mtl_bento_search.report import write_report
-from mtl_bento_search.run import REPORT, Run
+from mtl_bento_search.run import REPORT, Folder, Run
 
 YAML = (".yaml", ".yml")
 
@@ -264,7 +264,8 @@ def report_command(run: Path, opens: bool, quiet: bool) -> None:
       mtl-bento report runs/flights --open
     """
     held = Run(run)
-    path = write_report(held.folder, held.result, held.study)
+    with Folder(held.folder).writing():
+        path = write_report(held.folder, held.result, held.study)
     if not quiet:
         click.echo(str(path))
     if opens:

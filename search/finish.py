@@ -113,10 +113,11 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
         sitting.progress.phase("test", "the locked rows, once")
         choice = select.choose(driver.candidate(best.number)[0], singles, problem.dataset)
         records = test(problem, choice)
-        looks = int(folder.read_state().get("tests", 0)) + 1
-        folder.note(tests=looks)
+        # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
+        tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
+        folder.note(tested=tested)
     with clock.phase("report"):
-        result = _result(driver, choice, records, spec, looks=looks)
+        result = _result(driver, choice, records, spec, looks=len(tested))
         model = make_model(problem, choice.members, choice.blend, card=_card(spec, problem, records, choice))
         model.save(folder.path / MODEL)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}

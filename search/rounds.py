@@ -21,10 +21,9 @@ from mtl_bento_search.executors._base import Executor
 
 Count = Annotated[int, Field(ge=1)]
 
-SUITED = {"cpu": (2**18, 4, 64)}
-"""Room, least and most of a `Packing` by type of device: on a CPU found by measurement, larger stacks leave the cache.
-"""
-ACCELERATOR = (2**24, 4, 256)
+SUITED = {"cpu": (2**18, 2**20, 2, 64)}
+"""Room, weights, least and most of a `Packing` by type of device: on a CPU found by measurement (LOG.md)."""
+ACCELERATOR = (2**24, 2**27, 4, 256)
 """Those of any other device: an estimate that no GPU has confirmed. The activations of a layer then take 64 MiB, all
 layers, gradients and masks of a stack about 2 GB; networks of 256 units at batches of 256 come in one stack a round."""
 
@@ -33,24 +32,32 @@ class Packing(Spec):
     """How large stacks are: made once a run and recorded, so that the run stacks alike wherever it goes on."""
 
     room: Count
-    """Activations of one layer that a stack holds."""
+    """Activations of one layer that a stack holds: more leave a core's cache on their way through the layers."""
+    weights: Count
+    """Weights that a stack holds: more leave it between two steps."""
     least: Count
     most: Count
-    """Bounds of the members in a stack; `least` comes before `room`."""
+    """Bounds of the members in a stack; `least` comes before `room` and `weights`."""
+    n_features: Count
+    """Inputs of the first layer."""
     n_workers: Count
     """Stacks that trained at the same time where the run was made."""
     ran_out: tuple[Count, ...] = ()
     """Numbers of members with which stacks ran out of memory; later stacks as wide have at most half as many."""
 
     @classmethod
-    def suited(cls, device: torch.device, *, n_workers: int) -> Self:
+    def suited(cls, device: torch.device, *, n_features: int, n_workers: int) -> Self:
         """Return the packing that suits a type of device: fixed numbers, never timed, never asked of the device."""
-        room, least, most = SUITED.get(device.type, ACCELERATOR)
-        return cls(room=room, least=least, most=most, n_workers=n_workers)
+        room, weights, least, most = SUITED.get(device.type, ACCELERATOR)
+        return cls(room=room, weights=weights, least=least, most=most, n_features=n_features, n_workers=n_workers)
 
-    def stack_size(self, member: Member) -> int:
-        """Return how many members of this size share a stack."""
-        return min(self.most, max(self.least, self.room // activations(member)))
+    def stack_size(self, members: Sequence[Member]) -> int:
+        """Return how many members share a stack that has room for the largest of these."""
+        trunks = [member.spec.network.trunk for member in members]
+        width, depth = max(trunk.width for trunk in trunks), max(trunk.shared_depth for trunk in trunks)
+        weights = width * (self.n_features + width * (depth - 1))
+        room = min(self.room // max(map(activations, members)), self.weights // weights)
+        return min(self.most, max(self.least, room))
 
     def halved(self, stack: Stack) -> Self:
         """Return the packing once a stack ran out of memory: one as wide would have half as many members.
@@ -102,7 +109,9 @@ def pack(members: Sequence[Member], packing: Packing, *, seed: int) -> list[tupl
         ordered = sorted(places, key=lambda p: _size(members[p]))
         most = math.ceil(len(ordered) / packing.n_workers)
         while ordered:
-            n = min(packing.stack_size(members[ordered[-1]]), most)
+            n = 1
+            while n < min(most, len(ordered), packing.stack_size([members[p] for p in ordered[-n - 1 :]])):
+                n += 1
             cut, ordered = ordered[-n:], ordered[:-n]
             line = lined_up([members[p] for p in cut])
             at = {id(members[p]): p for p in cut}

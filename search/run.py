@@ -11,11 +11,14 @@ result.json        every figure of the report
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,19 +27,20 @@ import numpy as np
 import optuna
 import pyarrow as pa
 import yaml
-from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 
 from mtl_bento import table as tables
-from mtl_bento.artifact import to_json, write_file
+from mtl_bento.artifact import heal, sweep, to_json, write_file
 from mtl_bento.errors import RunError, listing
 from mtl_bento.model import Model
 from mtl_bento_search.checkpoints import load_members
-from mtl_bento_search.journal import Journal
+from mtl_bento_search.storage import STUDY, answering, open_storage, repair_journal
 
-SPEC, STUDY, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
-    "spec.yaml", "study.log", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
+SPEC, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
+    "spec.yaml", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
 )  # fmt: skip
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+"""What a file system says that is full, read-only or broken."""
 
 
 class Run:
@@ -79,8 +83,14 @@ class Run:
     @property
     def study(self) -> optuna.Study:
         """The Optuna study itself."""
-        storage = self._storage if self._storage is not None else open_storage(self.folder, self.spec.get("storage"))
-        return optuna.load_study(study_name=self.name, storage=storage)
+        url = self.spec.get("storage")
+        storage = self._storage if self._storage is not None else open_storage(self.folder, url)
+        with answering(url):
+            try:
+                return optuna.load_study(study_name=self.name, storage=storage)
+            except KeyError:
+                where = self.folder / STUDY if url is None else url
+                raise RunError(f"There is no study {self.name!r} in {where}; run the same search again.") from None
 
     @property
     def comparison(self) -> Any:
@@ -146,36 +156,58 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second driver; raises RunError where another holds it, or it cannot be written."""
-        try:
+        """Hold the folder against a second driver, and tidy up after a dead one.
+
+        Raises RunError where another holds it, or where it cannot be written, now or later on.
+        """
+        with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / LOCK).open("a")
-        except OSError as error:
-            raise RunError(
-                f"{self.path} cannot be written ({error.strerror}); choose another folder with --out."
-            ) from None
-        with handle:
+        with handle, self.writing():
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunError(
                     f"{self.path} is in use by another search; wait for it, or choose another --out."
                 ) from None
+            fresh = {item.name for item in self.path.iterdir()} <= {LOCK}
             try:
+                heal(self.path / MODEL)
+                for folder in (self.path, self.path / CHECKPOINTS):
+                    sweep(folder)
+                repair_journal(self.path / STUDY)
                 yield
             finally:
-                if {item.name for item in self.path.iterdir()} <= {LOCK}:  # it came to nothing: leave nothing
-                    (self.path / LOCK).unlink(missing_ok=True)
-                    self.path.rmdir()
+                if fresh and not (self.path / SPEC).is_file():  # it came to nothing: leave nothing
+                    shutil.rmtree(self.path, ignore_errors=True)
 
-    def name(self) -> str:
-        """Return the run's name: the folder's when the run was made, so that a moved folder goes on."""
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what a full disk or a read-only folder fails with into one line; raises RunError."""
+        try:
+            yield
+        except OSError as error:
+            elsewhere = isinstance(error.filename, str) and not self._holds(error.filename)
+            if error.errno not in UNWRITABLE or elsewhere:  # a callback of the user's may write where it likes
+                raise
+            raise RunError(
+                f"{self.path} cannot be written ({error.strerror}). Make room there, or make it writable, and run the "
+                "same search again: it goes on where it stopped; or choose another folder with --out."
+            ) from None
+
+    def _holds(self, path: str) -> bool:
+        return Path(path).resolve().is_relative_to(self.path.resolve())
+
+    def identity(self) -> dict[str, str]:
+        """Return the run's name, which is the folder's when it was made, and what tells it from others of that name.
+
+        Both are kept, so that a moved folder goes on.
+        """
         path = self.path / SPEC
-        return (
-            str(yaml.safe_load(path.read_text(encoding="utf-8"))["name"])
-            if path.is_file()
-            else self.path.resolve().name
-        )
+        if not path.is_file():
+            return {"name": self.path.resolve().name, "id": uuid.uuid4().hex}
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {key: str(held[key]) for key in ("name", "id")}
 
     def agree(self, spec: dict[str, Any]) -> None:
         """Compare a spec with the run's, where there is one; raises RunError naming the first difference."""
@@ -229,21 +261,6 @@ def difference(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -
             shown = [listing(map(str, v)) if isinstance(v, list) else str(v)[:60] for v in (a, b)]
             return f"{prefix}{key} ({shown[0]}; now {shown[1]})"
     return ""
-
-
-def open_storage(folder: Path, url: str | None) -> Any:
-    """Return the run's Optuna storage: its own journal file, or the given URL."""
-    return url if url is not None else JournalStorage(Journal(str(folder / STUDY)))
-
-
-def repair_journal(path: Path) -> None:
-    """Cut a torn last line off a journal: one more append would corrupt it for good. Only while no driver writes."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
 
 
 def spec_digest(spec: dict[str, Any]) -> str:

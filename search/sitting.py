@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtl_bento.dataset import Dataset
+from mtl_bento.network import Network
 from mtl_bento.training import Member, MemberSpec, Stack, stable_seed
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.problem import Problem
@@ -42,7 +43,10 @@ class Sitting:
         if recorded is not None:
             self.packing = Packing.model_validate(recorded)
         else:
-            self._record(Packing.suited(self.dataset.device, n_workers=self.executor.n_workers))
+            spec = self.space.member(self.space.defaults()).network
+            n_features = Network([spec], self.dataset.inputs, self.dataset.tasks, [0]).trunk.sizes.n_features
+            n_workers = self.executor.n_workers
+            self._record(Packing.suited(self.dataset.device, n_features=n_features, n_workers=n_workers))
 
     def _record(self, packing: Packing) -> None:
         self.packing = packing

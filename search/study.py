@@ -7,19 +7,21 @@ that it computes is a function of data, spec and seed; the clock only decides wh
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from mtl_bento.errors import RunError, SpecError
+from mtl_bento.errors import RunError, SpecError, listing
 from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
@@ -30,6 +32,7 @@ from mtl_bento_search.pruning import ROUND, RoundPruner
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import Round, rungs
 from mtl_bento_search.sitting import Sitting
+from mtl_bento_search.space import Space
 
 ROUND_SIZE = 16
 """Trials asked together: enough for several stacks, few enough that the sampler learns often."""
@@ -48,6 +51,10 @@ class Trip:
     living: dict[int, tuple[optuna.Trial, MemberSpec]]
     """The trials still in the round, by their place in it."""
     round: Round
+    curves: dict[int, list[list[float]]] = field(default_factory=dict)
+    """Looks at the validation rows by place, [[step, score], ...]; a stack forgets its own when it is made anew."""
+    spent_s: float = 0.0
+    """Seconds of training, also those before a kill."""
 
 
 class Driver:
@@ -72,17 +79,27 @@ class Driver:
     ) -> None:
         self.sitting, self.study, self.references = sitting, study, references
         self.own_sampler, self.callbacks = own_sampler, list(callbacks)
-        self.curves: dict[int, list[list[float]]] = {}
+        self._left: list[FrozenTrial] = []
+        """Trials that a dead driver asked for a round which it did not begin, in their order."""
 
     def search(self, *, n_trials: int | None) -> None:
         """Ask rounds of trials until `n_trials` are told, the time is up, or somebody interrupts."""
         trip = self._resumed_trip()
-        self._forget_the_dead(trip)
-        if self.n_told() == 0:
-            self._tell_default()
-        if trip is not None:
-            self._go(trip, self._deadline())
-        while not self.sitting.interrupted and time.monotonic() < self._deadline():
+        self._left = self._left_running(trip)
+        self.study._thread_local.in_optimize_loop = True  # a sampler or callback of the user's may call `study.stop`
+        try:
+            if self.n_told() == 0:
+                self._tell_default()
+            if trip is not None:
+                self._go(trip, self._deadline())
+            self._ask_and_go(n_trials)
+        finally:
+            self.study._thread_local.in_optimize_loop = False
+        for frozen in self._left:  # nobody wants them any more: the totals are lower, or the time is up
+            self.study.tell(frozen.number, state=TrialState.FAIL)
+
+    def _ask_and_go(self, n_trials: int | None) -> None:
+        while not self.sitting.interrupted and not self.study._stop_flag and time.monotonic() < self._deadline():
             left = math.inf if n_trials is None else n_trials - self.n_told()
             if left <= 0:
                 break
@@ -109,34 +126,51 @@ class Driver:
         most = FINALS_SHARE * (self.sitting.clock.timeout_s or 0.0)
         return self.sitting.deadline(min(wanted, most))
 
-    def _forget_the_dead(self, living: Trip | None) -> None:
-        """Fail the trials that a dead driver left running, but those taken over: their ordinals are asked again."""
-        kept = set() if living is None else {trial.number for trial, _ in living.living.values()}
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in kept:
-                self.study.tell(trial.number, state=TrialState.FAIL)
+    def _left_running(self, trip: Trip | None) -> list[FrozenTrial]:
+        """Return the trials that a dead driver left running, but those of the round that is taken over."""
+        kept = set() if trip is None else {trial.number for trial, _ in trip.living.values()}
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in running if trial.number not in kept]
 
     def n_told(self) -> int:
         """Return how many trials are complete or pruned."""
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
-    def _ask(self, ordinal: int) -> tuple[optuna.Trial, dict[str, Any]]:
+    def _ask(self, ordinal: int, first: int) -> tuple[optuna.Trial, dict[str, Any]]:
+        """Ask a trial of the round that begins with trial `first`, or take one over that a dead driver asked."""
         if self.own_sampler:
             # Seeded by the trial's place among those that did not fail: a resumed run draws what the whole one drew.
             self.study.sampler = make_sampler(stable_seed(self.sitting.seed, "ask", ordinal) % 2**32)
-        trial = self.study.ask()
-        return trial, self.sitting.space.suggest(trial)
+        if self._left:
+            frozen = self._left.pop(0)
+            trial = optuna.trial.Trial(self.study, frozen._trial_id)
+            if ROUND in frozen.user_attrs:
+                return trial, frozen.params
+            if self.own_sampler:
+                # It was being asked. It draws again from its first parameter on, and so draws the same.
+                trial._cached_frozen_trial = copy.copy(trial._cached_frozen_trial)
+                trial._cached_frozen_trial.params, trial._cached_frozen_trial.distributions = {}, {}
+        else:
+            trial = self.study.ask()
+        with _fitting(self.study.sampler, ours=self.own_sampler):
+            params = self.sitting.space.suggest(trial)
+        trial.set_user_attr(ROUND, first)  # the last thing that is said of it: now it is asked
+        return trial, params
 
     def _tell_default(self) -> None:
-        """Tell trial 0, which the reference cohort trained."""
-        self.study.enqueue_trial(self.sitting.space.defaults())
-        trial, params = self._ask(0)
-        trial.set_user_attr(ROUND, 0)
-        for step, losses in self.references.rungs.items():
-            trial.report(score(np.array(losses), self.references.single_losses, self.sitting.weights), step)
-        self._complete(
-            trial, self.sitting.space.member(params), self.references.default.members, self.references.default_losses
+        """Tell trial 0, which the reference cohort trained, at once."""
+        space, found = self.sitting.space, self.references
+        params, members = space.defaults(), found.default.members
+        self._save_weights(0, space.member(params), members, found.default_losses)
+        trial = optuna.trial.create_trial(
+            value=self._score(found.default_losses),
+            params=params,
+            distributions={name: space.distributions[name] for name in params},
+            user_attrs={ROUND: 0, **self._attrs(found.default_losses, members)},
+            intermediate_values={step: self._score(np.array(losses)) for step, losses in found.rungs.items()},
         )
+        self.study.add_trial(trial)
+        self._told(self.study.get_trials(deepcopy=False)[-1])
 
     def _ask_round(self, n: int) -> Trip:
         """Ask n trials and stack their members; from here on they survive a kill."""
@@ -144,8 +178,7 @@ class Driver:
         asked = []
         with together(self.study):
             for i in range(n):
-                trial, params = self._ask(first + i)
-                trial.set_user_attr(ROUND, first)
+                trial, params = self._ask(first + i, first)
                 asked.append((trial, self.sitting.space.member(params)))
         members = [m for i, (_, spec) in enumerate(asked) for m in self.sitting.members(spec, "trial", first + i)]
         trip = Trip(first, dict(enumerate(asked)), self.sitting.round(members, seed=self._round_seed(first)))
@@ -156,10 +189,13 @@ class Driver:
         return stable_seed(self.sitting.seed, "round", first)
 
     def _save_trip(self, trip: Trip) -> None:
-        numbers = {str(i): trial.number for i, (trial, _) in trip.living.items()}
-        save_round(
-            self.sitting.folder.checkpoint(ON_ITS_WAY), trip.round.packed, {"first": trip.first, "numbers": numbers}
-        )
+        info = {
+            "first": trip.first,
+            "numbers": {str(i): trial.number for i, (trial, _) in trip.living.items()},
+            "curves": {str(i): curve for i, curve in trip.curves.items()},
+            "spent_s": trip.spent_s,
+        }
+        save_round(self.sitting.folder.checkpoint(ON_ITS_WAY), trip.round.packed, info)
 
     def _resumed_trip(self) -> Trip | None:
         """Return the round that a dead driver left on its way, with its running trials, or None."""
@@ -179,13 +215,14 @@ class Driver:
             path.unlink()
             return None
         first = int(info["first"])
-        return Trip(first, living, self.sitting.round([], seed=self._round_seed(first), packed=packed))
+        round_ = self.sitting.round([], seed=self._round_seed(first), packed=packed)
+        return Trip(first, living, round_, {int(i): held for i, held in info["curves"].items()}, info["spent_s"])
 
     def _go(self, trip: Trip, deadline: float) -> None:
         """Take a round through its rungs; every step of it can be repeated after a kill without another outcome."""
         living = trip.living
         steps = next(iter(living.values()))[1].training.steps
-        started = time.monotonic()
+        started = time.monotonic() - trip.spent_s
         reference = self.references.single_losses.clip(0.01, None).tolist()
         losses: dict[int, np.ndarray] = {}
         for rung, goal in enumerate(rungs(steps)):
@@ -193,8 +230,9 @@ class Driver:
                 continue  # passed before a kill
             if goal > trip.round.step:
                 trip.round.advance(goal, reference=reference, deadline=deadline)
+                self._note_curves(trip)
+                trip.spent_s = time.monotonic() - started
             losses = self._losses(trip.round, living)
-            self._note_curves(trip.round, living)
             if trip.round.step < goal:
                 for i in sorted(living):
                     self._prune(living[i][0], losses[i])
@@ -209,7 +247,7 @@ class Driver:
             self._save_trip(trip)  # only now: half as much, since the others are told
         if trip.round.step == steps:
             with together(self.study):
-                self._complete_all(trip, losses, started)
+                self._complete_all(trip, losses)
         self.sitting.folder.checkpoint(ON_ITS_WAY).unlink(missing_ok=True)
         self.sitting.folder.note(elapsed_s=self.sitting.clock.elapsed_s, phases=self.sitting.clock.phases)
 
@@ -219,19 +257,26 @@ class Driver:
         for i in sorted(trip.living):
             trial = trip.living[i][0]
             if trial.number not in known:
-                trial.report(score(losses[i], self.references.single_losses, self.sitting.weights), goal)
+                trial.report(self._score(losses[i]), goal)
         if last:
             return
-        for i in [i for i in sorted(trip.living) if trip.living[i][0].should_prune()]:
+        with _fitting(self.study.pruner, ours=isinstance(self.study.pruner, RoundPruner)):
+            given_up = [i for i in sorted(trip.living) if trip.living[i][0].should_prune()]
+        for i in given_up:
             self._prune(trip.living.pop(i)[0], losses[i])
 
-    def _complete_all(self, trip: Trip, losses: dict[int, np.ndarray], started: float) -> None:
-        share = (time.monotonic() - started) / max(1, len(trip.living))
+    def _complete_all(self, trip: Trip, losses: dict[int, np.ndarray]) -> None:
+        """Keep each trial's weights, then tell it: a trial that the study calls complete has its weights on disk."""
+        train_s = round(trip.spent_s / max(1, len(trip.living)), 3)
         held = trip.round.members()
-        for i in sorted(trip.living):
+        for i, (trial, spec) in sorted(trip.living.items()):
             places = range(i * self.sitting.n_splits, (i + 1) * self.sitting.n_splits)
-            trained = tuple(held[p][0].trained(held[p][1]) for p in places)
-            self._complete(*trip.living[i], trained, losses[i], train_s=share)
+            members = tuple(held[p][0].trained(held[p][1]) for p in places)
+            self._save_weights(trial.number, spec, members, losses[i])
+            timed = {"train_s": train_s, "curve": trip.curves[i]}
+            for name, value in {**self._attrs(losses[i], members), **timed}.items():
+                trial.set_user_attr(name, value)
+            self._told(self.study.tell(trial, self._score(losses[i])))
 
     def _losses(self, trip: Round, living: dict[int, Any]) -> dict[int, np.ndarray]:
         """Return each living trial's losses [T], the mean over its splits at their best looks."""
@@ -242,53 +287,42 @@ class Driver:
             found[i] = np.mean([held[p][0].losses[held[p][1]] for p in places], axis=0)
         return found
 
-    def _note_curves(self, trip: Round, living: dict[int, Any]) -> None:
-        for i, (trial, _) in living.items():
-            places = range(i * self.sitting.n_splits, (i + 1) * self.sitting.n_splits)
-            looks = trip.looks(places)
-            known = {int(step) for step, _ in self.curves.get(trial.number, [])}
-            fresh = [
-                [step, score(np.mean(losses, axis=0), self.references.single_losses, self.sitting.weights)]
-                for step, losses in looks.items()
-                if step not in known
+    def _note_curves(self, trip: Trip) -> None:
+        """Add the looks of the trials still in a round since their stacks were made."""
+        for i in trip.living:
+            curve = trip.curves.setdefault(i, [])
+            known = {int(step) for step, _ in curve}
+            looks = trip.round.looks(range(i * self.sitting.n_splits, (i + 1) * self.sitting.n_splits))
+            curve += [
+                [step, self._score(np.mean(losses, axis=0))] for step, losses in looks.items() if step not in known
             ]
-            self.curves.setdefault(trial.number, []).extend(fresh)
 
     def _prune(self, trial: optuna.Trial, losses: np.ndarray) -> None:
-        self._set_attrs(trial, losses)
+        for name, value in self._attrs(losses).items():
+            trial.set_user_attr(name, value)
         self._told(self.study.tell(trial, state=TrialState.PRUNED))
 
-    def _complete(
-        self,
-        trial: optuna.Trial,
-        spec: MemberSpec,
-        members: tuple[Trained, ...],
-        losses: np.ndarray,
-        *,
-        train_s: float | None = None,
-    ) -> None:
-        """Keep the weights, then tell: a trial that the study calls complete has its weights on disk."""
+    def _save_weights(self, number: int, spec: MemberSpec, members: tuple[Trained, ...], losses: np.ndarray) -> None:
         info = {"losses": losses.tolist(), "spec": spec.model_dump(mode="json")}
-        save_members(self.sitting.folder.checkpoint(f"trial-{trial.number:05d}"), members, info)
-        self._set_attrs(trial, losses)
-        for name, value in self._valid_metrics(members).items():
-            trial.set_user_attr(name, value)
-        trial.set_user_attr("n_params", members[0].n_parameters)
-        if train_s is not None:
-            trial.set_user_attr("train_s", round(train_s, 3))
-        if curve := self.curves.get(trial.number):
-            trial.set_user_attr("curve", curve)
-        self._told(self.study.tell(trial, score(losses, self.references.single_losses, self.sitting.weights)))
+        save_members(self.sitting.folder.checkpoint(f"trial-{number:05d}"), members, info)
 
-    def _set_attrs(self, trial: optuna.Trial, losses: np.ndarray) -> None:
+    def _score(self, losses: np.ndarray) -> float:
+        return score(losses, self.references.single_losses, self.sitting.weights)
+
+    def _attrs(self, losses: np.ndarray, members: tuple[Trained, ...] = ()) -> dict[str, Any]:
+        """Return what the study says of a trial besides its gain, and of its networks where they are kept."""
+        found: dict[str, Any] = {}
         each = gains(losses, self.references.single_losses)
         for name, loss, gain in zip(self.sitting.problem.names, losses.tolist(), each.tolist(), strict=True):
-            trial.set_user_attr(f"gain.{name}", gain)
+            found[f"gain.{name}"] = gain
             if math.isfinite(loss):
-                trial.set_user_attr(f"val.{name}.loss", loss)
+                found[f"val.{name}.loss"] = loss
         ratio = worst_ratio(losses, self.references.single_losses)
         if math.isfinite(ratio):
-            trial.set_user_attr("worst_ratio", ratio)
+            found["worst_ratio"] = ratio
+        if members:
+            found |= {**self._valid_metrics(members), "n_params": members[0].n_parameters}
+        return found
 
     def _valid_metrics(self, members: tuple[Trained, ...]) -> dict[str, float]:
         """Return `val.<task>.<metric>` of a configuration on its validation rows, none judged by who learned it."""
@@ -332,34 +366,77 @@ def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-def open_study(
-    name: str, storage: Any, *, sampler: Any = None, pruner: Any = None, attrs: dict[str, Any] | None = None
-) -> optuna.Study:
-    """Return the run's study, made where it is not there; raises SpecError for one of several objectives."""
+@contextlib.contextmanager
+def _fitting(part: optuna.samplers.BaseSampler | optuna.pruners.BasePruner, *, ours: bool) -> Iterator[None]:
+    """Turn what a sampler or pruner of the user's refuses into one line; raises SpecError."""
     try:
-        study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            sampler=sampler or make_sampler(0),
-            pruner=pruner or RoundPruner(),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError, ValueError) as error:
-        # Not the error's text: it may hold the URL with its password.
-        raise RunError(
-            f"The storage cannot be used ({type(error).__name__}): check its address, password and driver, "
-            "for instance sqlite:///study.db; without --storage the run keeps a journal file."
-        ) from None
-    if len(study.directions) != 1 or study.direction != optuna.study.StudyDirection.MAXIMIZE:
+        yield
+    except (ValueError, RuntimeError, ImportError) as error:
+        if ours:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise SpecError(
-            f"Study {name!r} does not maximise one objective; name another run with --out, or another storage."
+            f"{type(part).__name__} cannot be used in this search ({reason}): it must work with one objective and "
+            "with the parameters of the space; leave it out for ours."
+        ) from error
+
+
+def own_study(
+    name: str, storage: Any, attrs: dict[str, Any], space: Space, *, sampler: Any = None, pruner: Any = None
+) -> optuna.Study:
+    """Return the run's study, made where it is not there; raises RunError where it is of another run or space."""
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=sampler or make_sampler(0),
+        pruner=pruner or RoundPruner(),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
+        raise RunError(
+            f"Study {name!r} does not maximise one objective; name another run with --out, or another --storage."
         )
+    held, n = study.user_attrs, len(study.get_trials(deepcopy=False))
+    found = _difference(study, attrs["tasks"], space)
+    if found is None and held.get("run") != attrs["run"] and (n or "run" in held):
+        found = "it is another folder's"
+    if found is not None:
+        raise RunError(
+            f"The storage holds a study {name!r} of another run, with {n} trials ({found}). Go on with that run in its "
+            f"own folder, or name this one otherwise: --out OTHER/{name}-2."
+        )
+    return study
+
+
+def _difference(study: optuna.Study, tasks: list[str], space: Space) -> str | None:
+    """Return what in a study is not of these targets and this space, the first such thing, or None."""
+    known = study.user_attrs.get("tasks", tasks)
+    if known != tasks:
+        return f"its targets are {listing(known)}; here {listing(tasks)}"
+    for trial in study.get_trials(deepcopy=False):
+        for name, distribution in trial.distributions.items():
+            wanted = space.distributions.get(name)
+            if wanted is None:
+                return f"it searches {name!r}, which is not searched here"
+            if wanted != distribution:
+                return f"its {name} is {_range(distribution)}; here {_range(wanted)}"
+    return None
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return "one of " + listing(map(str, distribution.choices))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return f"{distribution.low:g} to {distribution.high:g}" + (" on a logarithmic scale" if distribution.log else "")
+
+
+def claim(study: optuna.Study, attrs: dict[str, Any]) -> None:
+    """Say whose the study is, and of what."""
     if not study.metric_names:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(["gain"])
-    for key, value in (attrs or {}).items():
+    for key, value in attrs.items():
         if study.user_attrs.get(key) != value:
             study.set_user_attr(key, value)
-    return study

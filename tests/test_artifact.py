@@ -12,6 +12,7 @@ import pytest
 
 from mtl_bento import artifact
 from mtl_bento.errors import ArtifactError
+from mtl_bento.sources import model_folder
 
 NAMES = (artifact.MANIFEST, artifact.WEIGHTS, artifact.SAMPLES, artifact.CARD)
 FILES = {
@@ -151,6 +152,51 @@ def test_a_rename_that_fails_leaves_the_old_folder_whole(
         artifact.write_folder(folder, FILES | {artifact.CARD: b"new"})
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def cut_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a folder as a writer does that is killed between the two renames: nothing is tidied up."""
+    killed, original = [], Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path == folder:
+            killed.append(original(path, target))
+        raise OSError(5, "killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        patched.setattr(artifact.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(OSError, match="killed"):
+            artifact.write_folder(folder, FILES | {artifact.CARD: b"new"})
+    assert killed
+    assert not folder.exists()
+
+
+def test_a_folder_whose_replacement_was_killed_between_its_renames_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The old folder stayed beside, hidden, and the model was gone.
+    before = contents(folder)
+    cut_short(folder, monkeypatch)
+    assert artifact.read_manifest(folder)
+    assert contents(folder) == before
+
+
+def test_a_folder_whose_replacement_was_killed_between_its_renames_is_a_model_of_its_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(folder, monkeypatch)
+    assert model_folder(folder.parent) == folder
+    assert folder.is_dir()
+
+
+def test_a_folder_whose_replacement_was_killed_between_its_renames_is_replaced_by_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(folder, monkeypatch)
+    artifact.write_folder(folder, FILES | {artifact.CARD: b"newer"})
+    assert (folder / artifact.CARD).read_bytes() == b"newer"
+    assert not folder.with_name(".model.old").exists()
 
 
 def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

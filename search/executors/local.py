@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mtl_bento.dataset import Dataset
+from mtl_bento.errors import RunError
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.training import Stack, Stop, advance
 from mtl_bento.trunks._base import TRUNKS
@@ -116,31 +117,34 @@ class Processes(Executor):
     def advance(
         self, stacks: Sequence[Stack], goal: int, *, reference: Sequence[float] | None, deadline: float
     ) -> list[Stack | None]:
-        """Return every stack trained up to step `goal`, or up to the deadline, the costliest first; None as above."""
+        """Return every stack trained up to step `goal`, or up to the deadline, the costliest first; None as above.
+
+        Raises RunError where a worker died, and WorkerError where it failed, at once: what is left is to close.
+        """
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for place in sorted(range(len(stacks)), key=lambda i: -cost(stacks[i])):
             waiting.put(place)
-        done: list[Any] = [None] * len(stacks)
+        answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
         def serve(worker: _Worker) -> None:
             with contextlib.suppress(queue.Empty):
                 while True:
                     place = waiting.get_nowait()
                     try:
-                        done[place] = worker.ask((stacks[place], goal, reference, deadline))
+                        answers.put((place, worker.ask((stacks[place], goal, reference, deadline))))
                     except BaseException as error:
-                        done[place] = error
+                        answers.put((place, error))
                         return
 
-        threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in self._workers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for result in done:
-            if isinstance(result, BaseException):
-                raise result
-        return done
+        for worker in self._workers:
+            threading.Thread(target=serve, args=(worker,), daemon=True).start()
+        done: dict[int, Stack] = {}
+        while len(done) < len(stacks):
+            place, answer = answers.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            done[place] = answer
+        return [done[place] for place in range(len(stacks))]
 
     def stop(self) -> None:
         """End training early, now and from now on."""
@@ -154,7 +158,7 @@ class Processes(Executor):
 
 
 class WorkerError(RuntimeError):
-    """A worker process failed or died; its own traceback is on stderr."""
+    """Training failed in a worker process; holds its traceback."""
 
 
 class _Worker:
@@ -170,7 +174,7 @@ class _Worker:
             env=env,
             start_new_session=True,
         )
-        send(self._pipe_in, packed)
+        self._unsent = packed  # with the first job: until then the process still imports
 
     @property
     def _pipe_in(self) -> BinaryIO:
@@ -178,13 +182,19 @@ class _Worker:
         return self._process.stdin
 
     def ask(self, job: Any) -> Any:
-        """Return the answer to a job; raises WorkerError where the worker failed."""
+        """Return the answer to a job; raises WorkerError where the worker failed, RunError where it died."""
         try:
+            if self._unsent:
+                send(self._pipe_in, self._unsent)
+                self._unsent = b""
             send(self._pipe_in, packed_bytes(job))
             assert self._process.stdout is not None
-            answer = receive(self._process.stdout)
+            answer = pickle.loads(receive(self._process.stdout))
         except (BrokenPipeError, EOFError):
-            raise WorkerError(f"A worker process ended with code {self._process.wait()}.") from None
+            raise RunError(
+                f"A worker process {_ended(self._process.wait())}. "
+                "Run the same search again: it goes on where it stopped."
+            ) from None
         if isinstance(answer, str):
             raise WorkerError(answer)
         return answer
@@ -201,6 +211,14 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def _ended(code: int) -> str:
+    """Return how a process ended, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (", as the system does where memory runs out" if name == "SIGKILL" else "")
 
 
 def cost(stack: Stack) -> float:
@@ -233,9 +251,11 @@ def send(pipe: Any, packed: bytes) -> None:
     pipe.flush()
 
 
-def receive(pipe: Any) -> Any:
-    """Return the next message; raises EOFError where the other end is gone."""
+def receive(pipe: Any) -> bytes:
+    """Return the bytes of the next message; raises EOFError where the other end is gone."""
     head = pipe.read(8)
-    if len(head) < 8:
+    size = int.from_bytes(head, "big")
+    packed: bytes = pipe.read(size) if len(head) == 8 else b""
+    if len(head) < 8 or len(packed) < size:
         raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(head, "big")))
+    return packed

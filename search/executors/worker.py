@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
+import queue
 import signal
 import sys
+import threading
 import traceback
 
 import torch
@@ -22,19 +25,26 @@ def main() -> None:
     stop = Stopper()
     signal.signal(STOP_SIGNAL, lambda *_: stop.now())
     tune_process()
+    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(messages,), daemon=True).start()
+    dataset = pickle.loads(messages.get())
+    while True:
+        stack, goal, reference, deadline = pickle.loads(messages.get())
+        try:
+            stop.deadline = deadline
+            answer = packed_bytes(advance_if_it_fits(stack, dataset, goal, reference=reference, stop=stop))
+        except Exception:
+            answer = packed_bytes("A worker failed.\n" + traceback.format_exc())
+        send(answers, answer)
+
+
+def listen(messages: queue.SimpleQueue[bytes]) -> None:
+    """Pass on what the driver sends; where it is gone, end the process at once, in the middle of whatever it does."""
     try:
-        dataset = receive(sys.stdin.buffer)
         while True:
-            stack, goal, reference, deadline = receive(sys.stdin.buffer)
-            try:
-                stop.deadline = deadline
-                answer = advance_if_it_fits(stack, dataset, goal, reference=reference, stop=stop)
-            except Exception:
-                send(answers, packed_bytes("A worker failed.\n" + traceback.format_exc()))
-                continue
-            send(answers, packed_bytes(answer))
-    except (EOFError, BrokenPipeError):
-        return
+            messages.put(receive(sys.stdin.buffer))
+    except EOFError:
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from mtl_bento.training import EVALUATIONS, Member, MemberState, Stack
 from mtl_bento_search import study as driving
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.rounds import Round
-from mtl_bento_search.run import open_storage
-from mtl_bento_search.study import Driver, open_study
-from tests.benchmarks.sets import Set, sitting, trial_zero
+from mtl_bento_search.storage import open_storage
+from mtl_bento_search.study import Driver
+from tests.benchmarks.sets import Set, new_study, sitting, trial_zero
 from tests.benchmarks.timers import TRAINING, Timers, resident_mb
 
 PARTS: list[tuple[Any, str, str]] = [
@@ -31,7 +31,7 @@ PARTS: list[tuple[Any, str, str]] = [
     (Driver, "_thin", "reporting"),
     (Driver, "_note_curves", "reporting"),
     (Driver, "_prune", "telling"),
-    (Driver, "_complete", "telling"),
+    (Driver, "_complete_all", "telling"),
     (Driver, "_valid_metrics", "metrics"),
     (driving, "save_round", "checkpoints"),
     (driving, "save_members", "checkpoints"),
@@ -118,8 +118,8 @@ def driver_marks(data: Set, at: Sequence[int], *, n_workers: int, seed: int) -> 
             marks.append(Mark(n, parts, resident_mb()))
 
     with sitting(data, executor := Pretended(data.problem.dataset, n_workers), seed=seed) as held:
-        storage = open_storage(held.folder.path, None)
-        driver = Driver(held, open_study("driver", storage), trial_zero(held), callbacks=[mark])
+        study = new_study(open_storage(held.folder.path, None))
+        driver = Driver(held, study, trial_zero(held), callbacks=[mark])
         with timers.wrapping([*PARTS, (executor, "advance", TRAINING)]), timers.during(REST):
             driver.search(n_trials=max(at))
     return marks

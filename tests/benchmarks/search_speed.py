@@ -240,7 +240,9 @@ def loop(data: Set, spec: MemberSpec, kind: str) -> Callable[[], None]:
 def stack(data: Set, spec: MemberSpec) -> tuple[Callable[[], None], int]:
     """Return a function that takes `STEPS` steps of a stack as a search makes it, and its K."""
     dataset = data.problem.dataset
-    n = Packing.suited(dataset.device, n_workers=1).stack_size(Member(spec, seed=0))
+    n_features = Network([spec.network], dataset.inputs, dataset.tasks, [0]).trunk.sizes.n_features
+    packing = Packing.suited(dataset.device, n_features=n_features, n_workers=1)
+    n = packing.stack_size([Member(spec, seed=0)])
     cohort = Cohort(Stack(tuple(Member(spec, seed=k) for k in range(n)), 0), dataset)
     cohort.network.set_generator(torch.Generator().manual_seed(0))
 

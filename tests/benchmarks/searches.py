@@ -36,16 +36,16 @@ from optuna.trial import FrozenTrial, TrialState
 from mtl_bento.training import EVALUATIONS, MemberSpec, stable_seed
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.objective import score
-from mtl_bento_search.pruning import ROUND, RoundPruner
+from mtl_bento_search.pruning import ROUND
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import rungs
-from mtl_bento_search.run import STUDY, open_storage
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
-from mtl_bento_search.study import ROUND_SIZE, Driver, make_sampler, open_study
+from mtl_bento_search.storage import STUDY, open_storage
+from mtl_bento_search.study import ROUND_SIZE, Driver, make_sampler
 from mtl_bento_search.tuning import tune_process
 from tests.benchmarks.loops import Loop, Rows
-from tests.benchmarks.sets import Set, sitting
+from tests.benchmarks.sets import Set, new_study, sitting
 from tests.benchmarks.timers import TRAINING, Clock, Timers
 
 CORES = len(os.sched_getaffinity(0))
@@ -90,7 +90,7 @@ def summed_up(arm: str, clock: Clock, study: optuna.Study, n_splits: int) -> Sea
 def search_ours(data: Set, executor: Executor, references: References, n: int, *, seed: int) -> Searched:
     """Search by the project's driver."""
     with sitting(data, executor, seed=seed) as held:
-        study = open_study("ours", open_storage(held.folder.path, None))
+        study = new_study(open_storage(held.folder.path, None))
         driver = Driver(held, study, references)
         driver.search(n_trials=1)
         timers, clock = Timers(), Clock()
@@ -175,7 +175,7 @@ def search_by_rungs(data: Set, pool: Pool, default: FrozenTrial, n: int, *, seed
     """Search by rounds of loops, thinned as ours are."""
     with tempfile.TemporaryDirectory() as folder:
         storage = JournalStorage(JournalFileBackend(str(Path(folder) / STUDY)))
-        study = optuna.create_study(storage=storage, pruner=RoundPruner(), direction="maximize")
+        study = new_study(storage)
         study.add_trial(default)
         clock = Clock()
         for first in range(1, n + 1, ROUND_SIZE):
@@ -227,7 +227,7 @@ def value_of(losses: Sequence[Sequence[float]], data: Set) -> float:
 
 def told_default(held: Sitting, references: References) -> FrozenTrial:
     """Return trial 0 as our driver tells it, to be added to the studies of the loops."""
-    study = open_study("default", None)
+    study = new_study()
     Driver(held, study, references).search(n_trials=1)
     return study.trials[0]
 

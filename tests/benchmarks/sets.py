@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pyarrow.parquet as pq
 
 from mtl_bento_search.api import make_space
@@ -17,6 +18,7 @@ from mtl_bento_search.config import parse_config
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.problem import Problem, make_problem
 from mtl_bento_search.progress import Progress
+from mtl_bento_search.pruning import RoundPruner
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import rungs
 from mtl_bento_search.run import Clock, Folder
@@ -81,3 +83,8 @@ def trial_zero(held: Sitting) -> References:
     trained = tuple(members[place][0].trained(members[place][1]) for place in sorted(members))
     ones = np.ones(len(held.problem.names))
     return References(Candidate("trial 0", trained), (), np.array(at_rungs[goal]), ones, rungs=at_rungs)
+
+
+def new_study(storage: optuna.storages.BaseStorage | None = None) -> optuna.Study:
+    """Return a study as the project makes it for a run."""
+    return optuna.create_study(storage=storage, pruner=RoundPruner(), direction="maximize")

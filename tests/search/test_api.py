@@ -26,7 +26,8 @@ from mtl_bento.training import Stack
 from mtl_bento_search import api, metrics, rounds
 from mtl_bento_search.executors import local
 from mtl_bento_search.executors.local import InProcess, make_executor
-from mtl_bento_search.run import Run, repair_journal
+from mtl_bento_search.run import Run
+from mtl_bento_search.storage import repair_journal
 
 SMALL = {"trunk": ["mlp", "tabm"], "space": {"steps": 48, "width": [8, 16], "tabm.inner": 2, "batch_size": 64}}
 
@@ -268,7 +269,44 @@ def test_a_users_sampler_pruner_and_callbacks_are_honoured(tmp_path: Path) -> No
     assert {t.state for t in run.study.trials} == {optuna.trial.TrialState.COMPLETE}
 
 
-def test_sqlite_holds_the_study_and_its_password_is_never_written(tmp_path: Path) -> None:
+def needs_two_objectives(*_: Any) -> Any:
+    raise ValueError("This needs a study of two objectives, not of one.\nSee its docs.")
+
+
+def test_a_sampler_or_pruner_that_needs_several_objectives_is_one_line_and_the_run_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, pruner = optuna.samplers.RandomSampler(seed=3), optuna.pruners.NopPruner()
+    monkeypatch.setattr(sampler, "sample_independent", needs_two_objectives)
+    monkeypatch.setattr(pruner, "prune", needs_two_objectives)
+    words = (
+        r"^{} cannot be used in this search \(This needs a study of two objectives, not of one\): it must work with "
+        r"one objective and with the parameters of the space; leave it out for ours\.$"
+    )
+    with pytest.raises(SpecError, match=words.format("RandomSampler")):
+        small_search(tmp_path / "run", n_trials=3, sampler=sampler)
+    with pytest.raises(SpecError, match=words.format("NopPruner")):
+        small_search(tmp_path / "run", n_trials=3, pruner=pruner)
+    run = small_search(tmp_path / "run", n_trials=3)
+    assert [t.number for t in run.study.trials if t.state.is_finished()] == [0, 1, 2]
+
+
+def test_a_sampler_for_several_objectives_works_with_one(tmp_path: Path) -> None:
+    run = small_search(tmp_path / "run", n_trials=4, sampler=optuna.samplers.NSGAIISampler(seed=3))
+    assert [t.number for t in run.study.trials if t.state.is_finished()] == [0, 1, 2, 3]
+
+
+def test_a_callback_that_stops_the_study_ends_the_search_after_its_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Optuna's own: `study.stop` raised outside of `study.optimize`.
+    monkeypatch.setattr("mtl_bento_search.study.ROUND_SIZE", 2)
+    enough = optuna.study.MaxTrialsCallback(2, states=None)
+    run = small_search(tmp_path / "run", n_trials=9, callbacks=[enough])
+    assert run.result["trials"]["total"] == 3
+
+
+def test_sqlite_holds_the_study(tmp_path: Path) -> None:
     run = small_search(tmp_path / "db", n_trials=2, storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert len(run.study.trials) == 2
     assert not (run.folder / "study.log").exists()

@@ -147,7 +147,7 @@ def test_a_table_that_cannot_be_read_is_one_line_and_exit_code_2(case: str, fold
         ([], "name at least one"),
         (["--target", "income", "--timeout", "soon"], "write seconds or 90s, 10m, 2h"),
         (["--target", "income", "--split", "part"], "no column 'part'"),
-        (["--target", "income", "--storage", "foo://user:secret@host"], "The storage cannot be used"),
+        (["--target", "income", "--storage", "foo://user:secret@host"], "The storage foo://user@host cannot be used"),
         (["--target", "income", "--seed", "-1"], "See `"),
         (["--target", "income", "--n-trials", "0"], "See `"),
         (["--target", "income", "--ignore", "income"], "cannot be ignored as well"),

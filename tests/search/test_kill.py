@@ -3,103 +3,194 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from optuna.trial import TrialState
-from small import make_table
+from killing import KILLED, N_TRIALS, Whole, Zygote, outcome, told
 
 from mtl_bento.errors import RunError
 from mtl_bento_search.checkpoints import load_members, load_round
 from mtl_bento_search.run import Run
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from small import TARGETS
-import mtl_bento as mb
-from mtl_bento_search import api, metrics
-from mtl_bento_search.executors.local import InProcess
-api.make_executor, metrics.RESAMPLES = InProcess, 20
-small = {{"trunk": ["mlp", "tabm"], "space": {{"steps": 96, "width": [8, 24], "tabm.inner": 2, "batch_size": 64}}}}
-print("ready", flush=True)
-mb.search({table!r}, targets=TARGETS, out={out!r}, n_trials={n_trials}, seed=4, search=small, split={{"folds": 0}})
-"""
+
+def kill_at_random(zygote: Zygote, folder: Path, whole: Whole, *, kills: int, seed: int) -> tuple[int, int]:
+    """Kill searches at random moments, each until it is finished, so often in all; return (searches, trials lost).
+
+    A trial is lost that was finished at one kill and is not, or is another one, at the next or at the end.
+    """
+    rng, done, lost = random.Random(seed), 0, 0
+    for search in range(1, kills + 1):
+        out, before = folder / str(search) / "run", dict[int, Any]()
+        code = KILLED
+        while code == KILLED:
+            # About twenty kills a search; the last one is left to finish.
+            after = rng.uniform(0, 0.3 * whole.seconds) if done < kills else None
+            answer = zygote.sit(out, n_trials=N_TRIALS, after=after)
+            code = answer["code"]
+            assert code in (0, KILLED), answer
+            done += code == KILLED
+            now = told(out)
+            lost += len(before.items() - now.items())
+            before = now
+        assert outcome(out) == whole.outcome
+        if done == kills:
+            return search, lost
+    raise AssertionError("every sitting finished before it was killed")
 
 
-def outcome(run: Run) -> dict[str, Any]:
-    """What must not depend on kills: trials in order, and every figure of the result."""
-    trials = [t for t in run.study.trials if t.state != TrialState.FAIL]
-    result = run.result
-    return {
-        "trials": [(t.state, t.value, t.params, t.intermediate_values) for t in trials],
-        "single": result["single_task_losses"],
-        "tasks": [(t["task"], t["ours"], t["single_task"]) for t in result["tasks"]],
-        "network": result["network"]["groups"][0]["parameters"],
-    }
-
-
-def start(folder: Path, name: str, n_trials: int) -> tuple[subprocess.Popen[str], Path]:
-    """Start a search in a process of its own and return once it has imported what it needs."""
-    table = folder / "t.parquet"
-    if not table.exists():
-        pq.write_table(make_table(300), table)
-    out = folder / name / "run"
-    tests = str(Path(__file__).parents[1])
-    script = SCRIPT.format(tests=tests, table=str(table), out=str(out), n_trials=n_trials)
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    with process.stdout as pipe:  # type: ignore[union-attr]
-        pipe.readline()
-    return process, out
-
-
-def killed_and_finished(folder: Path, *, kills: int, n_trials: int, seed: int) -> tuple[Run, Run, int]:
-    """Return an uninterrupted run, one that was killed until it was finished, and how often."""
-    process, out = start(folder, "whole", n_trials)
-    began = time.monotonic()
-    assert process.wait(300) == 0
-    whole_s = time.monotonic() - began
-    rng, done = random.Random(seed), 0
-    while True:
-        process, killed = start(folder, "killed", n_trials)
-        try:
-            process.wait(rng.uniform(0.02, max(0.2, whole_s * 0.3)) if done < kills else 300)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            done += 1
-    assert process.returncode == 0
-    return Run(out), Run(killed), done
-
-
-def test_a_search_killed_at_random_points_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole, killed, kills = killed_and_finished(tmp_path, kills=6, n_trials=20, seed=1)
-    assert kills >= 3
-    assert outcome(killed) == outcome(whole)
+def test_a_search_killed_at_twenty_random_points_ends_as_the_uninterrupted_one(
+    zygote: Zygote, whole: Whole, tmp_path: Path
+) -> None:
+    _, lost = kill_at_random(zygote, tmp_path, whole, kills=20, seed=1)
+    assert lost == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_two_hundred_kills_lose_nothing(tmp_path: Path, seed: int) -> None:
-    whole, killed, _ = killed_and_finished(tmp_path, kills=20, n_trials=36, seed=seed)
-    assert outcome(killed) == outcome(whole)
+def test_two_hundred_kills_lose_nothing(zygote: Zygote, whole: Whole, tmp_path: Path) -> None:
+    searches, lost = kill_at_random(zygote, tmp_path, whole, kills=200, seed=2)
+    print(f"kills tried: 200, in {searches} searches of {N_TRIALS} trials; trials lost: {lost}")
+    assert lost == 0
 
 
-def test_a_checkpoint_with_a_flipped_byte_is_named(tmp_path: Path) -> None:
-    process, out = start(tmp_path, "whole", 2)
-    assert process.wait(300) == 0
-    path = out / "checkpoints" / "trial-00000.safetensors"
+APPEND = "optuna.storages.journal:JournalFileBackend.append_logs"
+MOMENTS = {
+    "the study is there and the spec is not": ("mtl_bento_search.run:Folder.write_spec", 1, "before"),
+    "the spec is written": ("mtl_bento_search.run:Folder.write_spec", 1, "after"),
+    "the references are trained": ("mtl_bento.training:Cohort._look", 9, "before"),
+    "the references are written": ("mtl_bento_search.references:save_members", 1, "before"),
+    "trial 0 is about to be told": ("mtl_bento_search.study:save_members", 1, "after"),
+    "trial 0 is in the study": ("optuna.storages:JournalStorage.create_new_trial", 1, "after"),
+    "a trial is asked, in the first batch": ("optuna.storages:JournalStorage.set_trial_param", 33, "after"),
+    "a trial is there without parameters": ("optuna.storages:JournalStorage.create_new_trial", 10, "after"),
+    "a trial is asked, in the second batch": ("optuna.storages:JournalStorage.set_trial_param", 105, "before"),
+    "a batch is asked and not yet written": ("mtl_bento_search.study:save_round", 5, "before"),
+    "the losers of a rung are told and the others not yet written": ("mtl_bento_search.study:save_round", 2, "before"),
+    "a round is trained and not yet written": ("mtl_bento_search.study:save_round", 4, "before"),
+    "the journal has half a line": (APPEND, 19, "tear"),
+    "half of a trial's attributes are in the journal": (APPEND, 33, "tear"),
+    "half of a rung's reports are in the journal": (APPEND, 49, "tear"),
+    "a round is written beside": ("pathlib:Path.replace~.round.safetensors", 6, "before"),
+    "a round is renamed": ("pathlib:Path.replace~.round.safetensors", 6, "after"),
+    "a rung is trained": ("mtl_bento.training:Cohort._look", 60, "before"),
+    "a rung is half reported": ("optuna.trial:Trial.report", 10, "after"),
+    "a rung is half pruned": ("optuna.study:Study.tell", 4, "after"),
+    "a trial's weights are saved and it is not told": ("mtl_bento_search.study:save_members", 3, "after"),
+    "a trial is told": ("optuna.storages:JournalStorage.set_trial_state_values", 6, "after"),
+    "a round is told and its checkpoint is there": ("pathlib:Path.unlink~round.safetensors", 1, "before"),
+    "the finals are trained": ("mtl_bento_search.finals:save_members", 1, "before"),
+    "the finals are written": ("mtl_bento_search.finals:save_members", 1, "after"),
+    "the model is written beside": ("pathlib:Path.rename~.model", 1, "before"),
+    "the result is written beside": ("pathlib:Path.replace~.result.json", 1, "before"),
+    "the result is renamed": ("pathlib:Path.replace~.result.json", 1, "after"),
+    "the report is written beside": ("pathlib:Path.replace~.report.html", 1, "before"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_search_ends_as_the_uninterrupted_one_when_it_is_killed_and(
+    moment: str, zygote: Zygote, whole: Whole, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=N_TRIALS, at=MOMENTS[moment])["code"] == KILLED
+    assert zygote.sit(out, n_trials=N_TRIALS)["code"] == 0
+    assert outcome(out) == whole.outcome
+
+
+def test_a_round_is_written_without_the_trials_that_were_told(zygote: Zygote, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=N_TRIALS, at=MOMENTS["a round is renamed"])["code"] == KILLED
+    packed, info = load_round(out / "checkpoints" / "round.safetensors")
+    second = Run(out).study.trials[7:]  # after trial 0 and a round of six
+    assert sorted(t.state.name for t in second) == ["PRUNED"] * 3 + ["RUNNING"] * 3
+    assert list(info["numbers"].values()) == [t.number for t in second if t.state.name == "RUNNING"]
+    assert sorted(str(place) for places, _ in packed for place in places) == list(info["numbers"])
+    assert {stack.step for _, stack in packed} == {8}
+
+
+def test_a_search_writes_its_journal_about_four_times_a_trial(zygote: Zygote, tmp_path: Path) -> None:
+    # The study 8 times and trial 0 once; 13 trials asked in 2 and told in 2; 3 rungs of 3 rounds reported in 1.
+    n = 8 + 1 + 13 * 4 + 9
+    assert zygote.sit(tmp_path / "run", n_trials=N_TRIALS, at=(APPEND, n, "before"))["code"] == KILLED
+    assert zygote.sit(tmp_path / "another" / "run", n_trials=N_TRIALS, at=(APPEND, n + 1, "before"))["code"] == 0
+
+
+def test_a_journal_that_is_locked_by_a_dead_driver_does_not_stop_the_next(
+    zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Optuna waits 30 s for such a lock; and for ever where the folder was given by a relative path.
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=8, at=MOMENTS["the journal has half a line"])["code"] == KILLED
+    assert (out / "study.log.lock").is_symlink()
+    assert zygote.sit(out, n_trials=8, after=20)["code"] == 0
+    assert not (out / "study.log.lock").is_symlink()
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_search_killed_around_the_renames_of_its_second_model_has_a_model_and_goes_on(
+    call: int, zygote: Zygote, whole: Whole, tmp_path: Path
+) -> None:
+    # The old model stayed beside, hidden, until the next was written, and Run.model was damaged until then.
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=7)["code"] == 0
+    before = Run(out).model.card
+    at = ("pathlib:Path.rename~/run/", call, "before") if call < 3 else ("pathlib:Path.rename~/run/", 2, "after")
+    assert zygote.sit(out, n_trials=N_TRIALS, at=at)["code"] == KILLED
+    assert (Run(out).model.card == before) == (call < 3)
+    assert zygote.sit(out, n_trials=N_TRIALS)["code"] == 0
+    expected = {
+        "result": {**whole.outcome["result"], "test_looks": 2},
+        "files": sorted([*whole.outcome["files"], "checkpoints/singles-of-trial-00002.safetensors"]),
+    }
+    assert outcome(out) == whole.outcome | expected
+
+
+def test_a_killed_worker_is_one_line_and_the_same_search_goes_on(zygote: Zygote, tmp_path: Path) -> None:
+    touched, whole = tmp_path / "touched" / "run", tmp_path / "whole" / "run"
+    at = ("mtl_bento_search.executors.local:Processes.advance", 5, "worker")
+    answer = zygote.sit(touched, n_trials=8, workers=2, at=at)
+    assert answer["code"] == 2
+    assert answer["error"] == (
+        "A worker process was ended by SIGKILL, as the system does where memory runs out. "
+        "Run the same search again: it goes on where it stopped."
+    )
+    assert zygote.sit(touched, n_trials=8, workers=2)["code"] == 0
+    assert zygote.sit(whole, n_trials=8, workers=2)["code"] == 0
+    assert outcome(touched) == outcome(whole)
+
+
+def test_a_checkpoint_with_a_flipped_byte_is_named(whole: Whole, tmp_path: Path) -> None:
+    path = tmp_path / "trial-00000.safetensors"
+    shutil.copy(whole.out / "checkpoints" / path.name, path)
     assert load_members(path)[0]
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    flip(path)
     with pytest.raises(RunError, match=r"trial-00000\.safetensors is missing or damaged \(its checksum differs\)"):
         load_members(path)
     with pytest.raises(RunError, match="is missing or damaged"):
         load_round(tmp_path / "nothing.safetensors")
+
+
+def test_a_round_with_a_flipped_byte_is_named_and_trained_again_where_it_is_removed(
+    zygote: Zygote, whole: Whole, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "checkpoints" / "round.safetensors"
+    asked = ("pathlib:Path.replace~.round.safetensors", 5, "after")  # none of the round is told yet
+    assert zygote.sit(tmp_path / "run", n_trials=N_TRIALS, at=asked)["code"] == KILLED
+    flip(path, at=path.read_bytes().index(b"batch_size"))
+    answer = zygote.sit(tmp_path / "run", n_trials=N_TRIALS)
+    assert answer["code"] == 2
+    assert answer["error"] == (
+        f"{path} is missing or damaged (its checksum differs). Put a whole copy in its place, or search anew with "
+        "another --out; unless it is a trial's, it is also trained again where you remove it."
+    )
+    path.unlink()
+    assert zygote.sit(tmp_path / "run", n_trials=N_TRIALS)["code"] == 0
+    assert outcome(tmp_path / "run") == whole.outcome
+
+
+def flip(path: Path, *, at: int = -5) -> None:
+    """Change a byte of a file, one of its weights unless said otherwise."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)

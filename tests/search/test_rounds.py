@@ -29,7 +29,7 @@ from mtl_bento_search.executors import local
 from mtl_bento_search.executors.local import InProcess, Processes, advance_if_it_fits, cost
 from mtl_bento_search.rounds import Packing, Round, pack, rungs
 
-ON_CPU = Packing(room=2**18, least=4, most=64, n_workers=1)
+ON_CPU = Packing(room=2**18, weights=2**20, least=2, most=64, n_features=10, n_workers=1)
 
 
 def for_workers(n: int) -> Packing:
@@ -48,12 +48,12 @@ def test_rungs_lie_at_a_quarter_a_half_and_the_whole() -> None:
 
 
 def test_stacks_are_smaller_where_members_are_larger(small_network: NetworkSpec) -> None:
-    assert ON_CPU.stack_size(member(small_network, MLPSpec(width=16), batch=32)) == 64
-    assert ON_CPU.stack_size(member(small_network, MLPSpec(width=128), batch=256)) == 8  # 2^18 / (256 * 128)
-    assert ON_CPU.stack_size(member(small_network, TabMSpec(width=256, inner=8), batch=256)) == 4
+    assert ON_CPU.stack_size([member(small_network, MLPSpec(width=16), batch=32)]) == 64
+    assert ON_CPU.stack_size([member(small_network, MLPSpec(width=128), batch=256)]) == 8  # 2^18 / (256 * 128)
+    assert ON_CPU.stack_size([member(small_network, TabMSpec(width=256, inner=8), batch=256)]) == 2
     # Experts are computed for every row, as TabM's inner networks are: 2^18 / (4 * 128 * 64).
-    assert ON_CPU.stack_size(member(small_network, MMoESpec(width=64, n_experts=4), batch=128)) == 8
-    assert ON_CPU.stack_size(member(small_network, TabMSpec(width=64, inner=4), batch=128)) == 8
+    assert ON_CPU.stack_size([member(small_network, MMoESpec(width=64, n_experts=4), batch=128)]) == 8
+    assert ON_CPU.stack_size([member(small_network, TabMSpec(width=64, inner=4), batch=128)]) == 8
 
 
 @pytest.mark.parametrize("trunk", [TabMSpec(width=16, inner=3), MMoESpec(width=16, n_experts=3)])
@@ -64,12 +64,17 @@ def test_a_trunk_that_computes_a_layer_three_times_costs_three_times_a_plain_one
     assert cost(stacks[0]) == 3 * cost(stacks[1])
 
 
+def test_stacks_are_smaller_where_members_have_more_weights(small_network: NetworkSpec) -> None:
+    # 128 * (10 + 2 * 128) weights each: 30 of them are fewer than 2^20.
+    assert ON_CPU.stack_size([member(small_network, MLPSpec(width=128, shared_depth=3), batch=32)]) == 30
+
+
 def test_a_packing_is_a_function_of_the_kind_of_device_and_the_workers() -> None:
-    assert Packing.suited(torch.device("cpu"), n_workers=2) == for_workers(2)
+    assert Packing.suited(torch.device("cpu"), n_features=10, n_workers=2) == for_workers(2)
     # No GPU is asked anything: these numbers are the same on a machine without one.
-    on_gpu = Packing(room=2**24, least=4, most=256, n_workers=1)
-    assert Packing.suited(torch.device("cuda"), n_workers=1) == on_gpu
-    assert Packing.suited(torch.device("cuda:1"), n_workers=1) == on_gpu
+    on_gpu = Packing(room=2**24, weights=2**27, least=4, most=256, n_features=10, n_workers=1)
+    assert Packing.suited(torch.device("cuda"), n_features=10, n_workers=1) == on_gpu
+    assert Packing.suited(torch.device("cuda:1"), n_features=10, n_workers=1) == on_gpu
 
 
 def test_members_are_packed_by_kind_and_size_deepest_first(small_network: NetworkSpec) -> None:
@@ -115,7 +120,7 @@ def test_members_of_any_sizes_are_packed_once_each_with_their_like_deepest_first
     for places, stack in packed:
         assert stack.members == tuple(members[p] for p in places)
         assert len({m.spec.stack_key() for m in stack.members}) == 1
-        assert len(places) <= min(packing.stack_size(m) for m in stack.members)
+        assert len(places) <= packing.stack_size(stack.members) or len(places) == 1
         depths = [m.spec.network.trunk.shared_depth for m in stack.members]
         assert depths == sorted(depths, reverse=True)
     assert len({stack.seed for _, stack in packed}) == len(packed)
@@ -141,8 +146,8 @@ def test_a_stack_that_ran_out_of_memory_is_packed_smaller_and_no_other_larger(
     members = [member(small_network, MLPSpec(width=width), seed=i) for i, width in enumerate(sizes)]
     halved = packing.halved(Stack(tuple(members), seed=0))
     widest = max(members, key=lambda m: m.spec.network.trunk.width)
-    assert halved.stack_size(widest) <= len(members) // 2
-    assert all(1 <= halved.stack_size(m) <= packing.stack_size(m) for m in members)
+    assert halved.stack_size([widest]) <= len(members) // 2
+    assert all(1 <= halved.stack_size([m]) <= packing.stack_size([m]) for m in members)
     assert all(len(places) < len(members) for places, _ in pack(members, halved, seed=0))
     assert Packing.model_validate(json.loads(json.dumps(halved.model_dump(mode="json")))) == halved  # as it is recorded
 
@@ -235,7 +240,7 @@ def test_stacks_that_run_out_of_memory_go_on_as_if_packed_smaller_from_the_start
         cut.advance(16, reference=None, deadline=math.inf)
         assert tried[7:] == [2, 2, 2]  # the smaller packing holds for the rest of the round
     # 8 members ran out: 4 of width 32. Then 4 ran out: 2 of width 32, and 2 of width 28 (batches of 64 rows).
-    assert told[-1] == cut.packing == Packing(room=2 * 64 * 28, least=2, most=64, n_workers=1, ran_out=(8, 4))
+    assert told[-1] == cut.packing == ON_CPU.model_copy(update={"room": 2 * 64 * 28, "ran_out": (8, 4)})
     assert [packing.ran_out for packing in told] == [(8,), (8, 4), (8, 4)]
     small = Round(members, InProcess(dataset), cut.packing, seed=0)
     small.advance(8, reference=None, deadline=math.inf)
