@@ -118,8 +118,8 @@ def driver_marks(data: Set, at: Sequence[int], *, n_workers: int, seed: int) -> 
             marks.append(Mark(n, parts, resident_mb()))
 
     with sitting(data, executor := Pretended(data.problem.dataset, n_workers), seed=seed) as held:
-        study = new_study(open_storage(held.folder.path, None))
-        driver = Driver(held, study, trial_zero(held), callbacks=[mark])
+        storage = open_storage(held.folder.path, None)
+        driver = Driver(held, new_study(storage), trial_zero(held), callbacks=[mark])
         with timers.wrapping([*PARTS, (executor, "advance", TRAINING)]), timers.during(REST):
             driver.search(n_trials=max(at))
     return marks

@@ -56,17 +56,17 @@ def test_stacks_are_smaller_where_members_are_larger(small_network: NetworkSpec)
     assert ON_CPU.stack_size([member(small_network, TabMSpec(width=64, inner=4), batch=128)]) == 8
 
 
+def test_stacks_are_smaller_where_members_have_more_weights(small_network: NetworkSpec) -> None:
+    # 128 * (10 + 2 * 128) weights each: 30 of them are fewer than 2^20.
+    assert ON_CPU.stack_size([member(small_network, MLPSpec(width=128, shared_depth=3), batch=32)]) == 30
+
+
 @pytest.mark.parametrize("trunk", [TabMSpec(width=16, inner=3), MMoESpec(width=16, n_experts=3)])
 def test_a_trunk_that_computes_a_layer_three_times_costs_three_times_a_plain_one(
     trunk: TrunkSpec, small_network: NetworkSpec
 ) -> None:
     stacks = [Stack((member(small_network, held),), seed=0) for held in (trunk, MLPSpec(width=16))]
     assert cost(stacks[0]) == 3 * cost(stacks[1])
-
-
-def test_stacks_are_smaller_where_members_have_more_weights(small_network: NetworkSpec) -> None:
-    # 128 * (10 + 2 * 128) weights each: 30 of them are fewer than 2^20.
-    assert ON_CPU.stack_size([member(small_network, MLPSpec(width=128, shared_depth=3), batch=32)]) == 30
 
 
 def test_a_packing_is_a_function_of_the_kind_of_device_and_the_workers() -> None:
