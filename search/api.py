@@ -18,13 +18,14 @@ from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.finish import finish
 from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
+from mtl_bento_search.pruning import RoundPruner
 from mtl_bento_search.references import affordable, obtain
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import Clock, Folder, Run, spec_digest
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
-from mtl_bento_search.storage import answering, open_storage, without_password
-from mtl_bento_search.study import Driver, claim, own_study
+from mtl_bento_search.storage import answering, claim, open_storage, own_study, without_password
+from mtl_bento_search.study import Driver, make_sampler
 from mtl_bento_search.tuning import tune_process
 
 SAID = 8
@@ -164,7 +165,9 @@ def _searched(
     }
     space = make_space(problem, spec, steps=state.get("steps"))
     held = open_storage(folder.path, storage)
-    study = own_study(written["name"], held, attrs, space, sampler=sampler, pruner=pruner)
+    study = own_study(
+        written["name"], held, attrs, space, sampler=sampler or make_sampler(0), pruner=pruner or RoundPruner()
+    )
     folder.write_spec(written)  # from here on the folder is a run, and the study is that run's
     claim(study, attrs)
     for line in (*(f"Split: {note}." for note in problem.notes), *_left_out(problem)):

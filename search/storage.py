@@ -8,16 +8,23 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from mtl_bento.errors import RunError
+from mtl_bento.errors import RunError, listing
 from mtl_bento_search.journal import Journal
+from mtl_bento_search.space import Space
 
 STUDY = "study.log"
 """The journal's name in the run folder."""
@@ -79,22 +86,88 @@ def repair_journal(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
+def own_study(
+    name: str, storage: BaseStorage, attrs: dict[str, Any], space: Space, *, sampler: BaseSampler, pruner: BasePruner
+) -> optuna.Study:
+    """Return the run's study, made where it is not there; raises RunError where it is of another run or space."""
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
+        raise RunError(
+            f"Study {name!r} does not maximise one objective; name another run with --out, or another --storage."
+        )
+    held, n = study.user_attrs, len(study.get_trials(deepcopy=False))
+    found = _difference(study, attrs["tasks"], space)
+    if found is None and held.get("run") != attrs["run"] and (n or "run" in held):
+        found = "it is another folder's"
+    if found is not None:
+        raise RunError(
+            f"The storage holds a study {name!r} of another run, with {n} trials ({found}). Go on with that run in its "
+            f"own folder, or name this one otherwise: --out OTHER/{name}-2."
+        )
+    return study
+
+
+def _difference(study: optuna.Study, tasks: list[str], space: Space) -> str | None:
+    """Return what in a study is not of these targets and this space, the first such thing, or None."""
+    known = study.user_attrs.get("tasks", tasks)
+    if known != tasks:
+        return f"its targets are {listing(known)}; here {listing(tasks)}"
+    for trial in study.get_trials(deepcopy=False):
+        for name, distribution in trial.distributions.items():
+            wanted = space.distributions.get(name)
+            if wanted is None:
+                return f"it searches {name!r}, which is not searched here"
+            if wanted != distribution:
+                return f"its {name} is {_range(distribution)}; here {_range(wanted)}"
+    return None
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return "one of " + listing(map(str, distribution.choices))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return f"{distribution.low:g} to {distribution.high:g}" + (" on a logarithmic scale" if distribution.log else "")
+
+
+def claim(study: optuna.Study, attrs: dict[str, Any]) -> None:
+    """Say whose the study is, and of what."""
+    if not study.metric_names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["gain"])
+    for key, value in attrs.items():
+        if study.user_attrs.get(key) != value:
+            study.set_user_attr(key, value)
+
+
 @contextlib.contextmanager
 def answering(url: str | None) -> Iterator[None]:
     """Turn what a storage fails with into one line; raises RunError."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
+        if url is None:
+            raise
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         # The driver's own words, where there are any: SQLAlchemy's hold the statement and its values.
         text = str(getattr(cause, "orig", None) or cause or error)
-        raise _unusable(url or "", text) from None
+        raise _unusable(url, text) from None
 
 
 def _unusable(url: str, text: str) -> RunError:
     reason = (text.strip().splitlines() or ["no reason given"])[0].rstrip(".")
-    if _parsed(url) is None:
+    parsed = _parsed(url)
+    if parsed is None:
         reason = "this is no URL"
+    elif "@" in (parsed.host or ""):
+        reason = "an @ of a password is written %40 in a URL"
     elif any(secret in reason for secret in _secrets(url)):
         reason = "its words hold the password"
     return RunError(

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from mtl_bento.errors import RunError, SpecError, listing
+from mtl_bento.errors import SpecError
 from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
@@ -32,7 +31,6 @@ from mtl_bento_search.pruning import ROUND, RoundPruner
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import Round, rungs
 from mtl_bento_search.sitting import Sitting
-from mtl_bento_search.space import Space
 
 ROUND_SIZE = 16
 """Trials asked together: enough for several stacks, few enough that the sampler learns often."""
@@ -379,64 +377,3 @@ def _fitting(part: optuna.samplers.BaseSampler | optuna.pruners.BasePruner, *, o
             f"{type(part).__name__} cannot be used in this search ({reason}): it must work with one objective and "
             "with the parameters of the space; leave it out for ours."
         ) from error
-
-
-def own_study(
-    name: str, storage: Any, attrs: dict[str, Any], space: Space, *, sampler: Any = None, pruner: Any = None
-) -> optuna.Study:
-    """Return the run's study, made where it is not there; raises RunError where it is of another run or space."""
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        sampler=sampler or make_sampler(0),
-        pruner=pruner or RoundPruner(),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    if study.directions != [optuna.study.StudyDirection.MAXIMIZE]:
-        raise RunError(
-            f"Study {name!r} does not maximise one objective; name another run with --out, or another --storage."
-        )
-    held, n = study.user_attrs, len(study.get_trials(deepcopy=False))
-    found = _difference(study, attrs["tasks"], space)
-    if found is None and held.get("run") != attrs["run"] and (n or "run" in held):
-        found = "it is another folder's"
-    if found is not None:
-        raise RunError(
-            f"The storage holds a study {name!r} of another run, with {n} trials ({found}). Go on with that run in its "
-            f"own folder, or name this one otherwise: --out OTHER/{name}-2."
-        )
-    return study
-
-
-def _difference(study: optuna.Study, tasks: list[str], space: Space) -> str | None:
-    """Return what in a study is not of these targets and this space, the first such thing, or None."""
-    known = study.user_attrs.get("tasks", tasks)
-    if known != tasks:
-        return f"its targets are {listing(known)}; here {listing(tasks)}"
-    for trial in study.get_trials(deepcopy=False):
-        for name, distribution in trial.distributions.items():
-            wanted = space.distributions.get(name)
-            if wanted is None:
-                return f"it searches {name!r}, which is not searched here"
-            if wanted != distribution:
-                return f"its {name} is {_range(distribution)}; here {_range(wanted)}"
-    return None
-
-
-def _range(distribution: BaseDistribution) -> str:
-    if isinstance(distribution, CategoricalDistribution):
-        return "one of " + listing(map(str, distribution.choices))
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return f"{distribution.low:g} to {distribution.high:g}" + (" on a logarithmic scale" if distribution.log else "")
-
-
-def claim(study: optuna.Study, attrs: dict[str, Any]) -> None:
-    """Say whose the study is, and of what."""
-    if not study.metric_names:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(["gain"])
-    for key, value in attrs.items():
-        if study.user_attrs.get(key) != value:
-            study.set_user_attr(key, value)

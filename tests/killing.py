@@ -12,6 +12,7 @@ import json
 import os
 import pkgutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def main(table: str) -> None:
     torch.set_num_threads(1)
     # Slow, and no help against a kill: only a power cut loses what was written.
     os.fsync = lambda _handle: None
-    event.listen(Engine, "connect", lambda connection, _: connection.execute("pragma synchronous = off"))
+    event.listen(Engine, "connect", hurry)
     rdb.time = SimpleNamespace(sleep=lambda _seconds: None)  # Optuna makes a trial five times where the disk is full
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -122,6 +123,12 @@ def main(table: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it is waited for, with a limit of time
     for line in sys.stdin:
         print(json.dumps(serve(table, json.loads(line))), file=answers, flush=True)
+
+
+def hurry(connection: Any, _record: Any) -> None:
+    """Have sqlite not wait for the disk."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("pragma synchronous = off")
 
 
 def serve(table: str, job: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -35,7 +36,8 @@ def main() -> None:
             answer = packed_bytes(advance_if_it_fits(stack, dataset, goal, reference=reference, stop=stop))
         except Exception:
             answer = packed_bytes("A worker failed.\n" + traceback.format_exc())
-        send(answers, answer)
+        with contextlib.suppress(BrokenPipeError):  # the driver is gone: `listen` ends the process
+            send(answers, answer)
 
 
 def listen(messages: queue.SimpleQueue[bytes]) -> None:
@@ -48,4 +50,8 @@ def listen(messages: queue.SimpleQueue[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # at an ordinary end Python would wait for stdin, which `listen` reads

@@ -54,6 +54,16 @@ def test_a_worker_that_is_killed_before_it_has_the_dataset_is_one_line(
             workers.advance([stack(small_network, steps=1)], 1, reference=None, deadline=math.inf)
 
 
+def test_a_worker_that_cannot_read_what_it_is_sent_ends_with_its_traceback(
+    dataset: Dataset, small_network: NetworkSpec, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Processes(dataset, 1) as workers:
+        workers._workers[0]._unsent = b"not a pickle"
+        with pytest.raises(RunError, match=r"^A worker process ended with code 1\. Run the same search again"):
+            workers.advance([stack(small_network, steps=1)], 1, reference=None, deadline=math.inf)
+    assert capfd.readouterr().err.splitlines()[-1].startswith("_pickle.UnpicklingError")
+
+
 DRIVER = """
 import math, sys
 sys.path[:0] = {paths!r}

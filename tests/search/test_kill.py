@@ -146,6 +146,19 @@ def test_a_search_killed_around_the_renames_of_its_second_model_has_a_model_and_
     assert outcome(out) == whole.outcome | expected
 
 
+def test_trials_that_a_killed_driver_asked_beyond_a_lower_total_are_failed_and_asked_again(
+    zygote: Zygote, whole: Whole, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=N_TRIALS, at=MOMENTS["a batch is asked and not yet written"])["code"] == KILLED
+    assert len(told(out)) == 7
+    assert zygote.sit(out, n_trials=8)["code"] == 0
+    assert [t.state.name for t in Run(out).study.trials][8:] == ["FAIL"] * 5
+    assert zygote.sit(out, n_trials=N_TRIALS)["code"] == 0
+    assert [t.state.name for t in Run(out).study.trials].count("FAIL") == 5
+    assert Run(out).result["trials"]["total"] == N_TRIALS
+
+
 def test_a_killed_worker_is_one_line_and_the_same_search_goes_on(zygote: Zygote, tmp_path: Path) -> None:
     touched, whole = tmp_path / "touched" / "run", tmp_path / "whole" / "run"
     at = ("mtl_bento_search.executors.local:Processes.advance", 5, "worker")

@@ -95,6 +95,7 @@ def test_a_driver_that_is_not_installed_is_named(
     ("url", "shown", "reason"),
     [
         ("foo://user:secret@host", "foo://user@host", "Can't load plugin: sqlalchemy.dialects:foo"),
+        ("foo://user:p@ss@host", "foo://user@host", "an @ of a password is written %40 in a URL"),
         ("redis://:secret@host", "redis://@host", "Can't load plugin: sqlalchemy.dialects:redis"),
         ("study.db", "...", "this is no URL"),
         ("mysql://user:secret@host:port/db", "...", "this is no URL"),
