@@ -71,13 +71,13 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file beside and rename it over `path`."""
+def write_file(path: Path, *content: bytes | memoryview) -> None:
+    """Write a file, its parts one after another, beside and rename it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=BESIDE, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         Path(beside).chmod(0o644)

@@ -6,7 +6,8 @@ Letters: N rows, T tasks, C columns of a block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,13 @@ import torch
 from torch import Tensor
 
 from mtl_bento.encoders._base import ENCODERS
-from mtl_bento.network import Inputs
+from mtl_bento.network import Inputs, Network
 from mtl_bento.tasks._base import Task
+
+UNFOLDED_BYTES = 2**29
+"""Most that features of all rows may take in a process; beyond it, they are computed for each batch."""
+UNFOLDED_ROWS = 2**16
+"""Rows that are unfolded at once."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Dataset:
     splits: tuple[Split, ...]
     trivial: Tensor
     """Loss of each task's best constant on the training rows, [T]: the unit of every loss here."""
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What `unfolded` made last."""
 
     @classmethod
     def build(
@@ -89,15 +97,44 @@ class Dataset:
         """The floating-point type of training."""
         return self.trivial.dtype
 
-    def rows(self, index: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Return blocks [K, B, C'], labels [K, B, ...] and weights [K, B] of rows `index` [K, B]."""
-        flat = index.reshape(-1)
+    @cached_property
+    def label_weights(self) -> tuple[Tensor | None, ...]:
+        """Weight of each task's labels in its loss [N], 0 where missing; None where all are 1."""
+        each = [task.label_weights(label, self.weights) for task, label in zip(self.tasks, self.targets, strict=True)]
+        return tuple(None if weight is None else weight.to(self.dtype) for weight in each)
 
-        def take(values: Tensor) -> Tensor:
-            return values.index_select(0, flat).view(*index.shape, *values.shape[1:])
+    def take(self, values: Tensor, index: Tensor) -> Tensor:
+        """Return rows `index` [K, B] of values [N, ...]: [K, B, ...]."""
+        return values.index_select(0, index.reshape(-1)).view(*index.shape, *values.shape[1:])
 
-        weights = None if self.weights is None else take(self.weights)
-        return [take(block) for block in self.blocks], [take(target) for target in self.targets], weights
+    def inputs_of(self, index: Tensor) -> list[Tensor]:
+        """Return the prepared blocks of rows `index` [K, B]: each [K, B, C']."""
+        return [self.take(block, index) for block in self.blocks]
+
+    def labels_of(self, index: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Return labels [K, B, ...] of each task and weights [K, B] of rows `index` [K, B]."""
+        weights = None if self.weights is None else self.take(self.weights, index)
+        return [self.take(target, index) for target in self.targets], weights
+
+    def unfolded(self, network: Network) -> tuple[tuple[Tensor, ...], ...] | None:
+        """Return what the encoders of a network read of every row, [N, C''], or None where that would be too much.
+
+        It is kept until a network with other encoders comes.
+        """
+        key = tuple(spec.model_dump_json() for spec in network.specs[0].encoders.values())
+        if self._kept.get("key") != key:
+            self._kept.update(key=key, rows=self._unfold_all(network))
+        rows: tuple[tuple[Tensor, ...], ...] | None = self._kept["rows"]
+        return rows
+
+    def _unfold_all(self, network: Network) -> tuple[tuple[Tensor, ...], ...] | None:
+        one = network.unfold([block[:1] for block in self.blocks])
+        n_rows = len(self.blocks[0])
+        if n_rows * sum(part.numel() * part.element_size() for parts in one for part in parts) > UNFOLDED_BYTES:
+            return None
+        chunks = [network.unfold(held) for held in zip(*(b.split(UNFOLDED_ROWS) for b in self.blocks), strict=True)]
+        joined = [[torch.cat(parts) for parts in zip(*block, strict=True)] for block in zip(*chunks, strict=True)]
+        return tuple(tuple(parts) for parts in joined)
 
 
 def _index(rows: np.ndarray, device: str | torch.device) -> Tensor:

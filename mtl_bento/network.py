@@ -128,12 +128,18 @@ class Network(nn.Module):
         """Return what can be computed once per row: encoded blocks [B, C] -> prepared [B, C'], in order of `blocks`."""
         return [cast(Encoder[Any], e).prepare(blocks[name]) for name, e in zip(self.blocks, self.encoders, strict=True)]
 
+    def unfold(self, prepared: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Return what the encoders read of prepared blocks [..., B, C'], as far as no gradient changes it."""
+        return [cast(Encoder[Any], e).unfold(values) for e, values in zip(self.encoders, prepared, strict=True)]
+
     def forward(self, prepared: Sequence[Tensor]) -> list[Tensor]:
         """Prepared blocks [K or 1, B, C'] -> outputs [K, M, B, O] for each task."""
-        features = [encoder(values) for encoder, values in zip(self.encoders, prepared, strict=True)]
-        members = max(part.shape[0] for part in features)
-        joined = torch.cat([part.expand(members, -1, -1) for part in features], -1)  # [K or 1, B, F]
-        states = self.trunk(joined)  # T of [K, M, B, D]
+        return self.outputs(self.unfold(prepared))
+
+    def outputs(self, unfolded: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """Unfolded blocks, each [K or 1, B, C''] -> outputs [K, M, B, O] for each task."""
+        features = [encoder(*values) for encoder, values in zip(self.encoders, unfolded, strict=True)]
+        states = self.trunk(_joined(features))  # T of [K, M, B, D]
         outputs: dict[int, Tensor] = {}
         for places in _alike(self.heads, states):
             outputs |= dict(zip(places, self._heads_at(tuple(places))(states[places[0]]), strict=True))
@@ -163,7 +169,10 @@ class Network(nn.Module):
 
     def answers(self, prepared: Sequence[Tensor]) -> list[Tensor]:
         """Prepared blocks [K or 1, B, C'] -> answers averaged over M, [K, B, O'] for each task."""
-        outputs = self(prepared)
+        return self.averaged(self(prepared))
+
+    def averaged(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs [K, M, B, O] -> answers averaged over M, [K, B, O'] for each task."""
         return [task.activate(out).mean(1) for task, out in zip(self.tasks, outputs, strict=True)]
 
     def parts(self) -> Iterator[Part]:
@@ -300,6 +309,14 @@ class Flat:
         if part.shapes is None:
             return matrix[part.member, start : start + part.parameter.numel()].view(shape)
         return matrix[: shape[0], start:end].view(shape)
+
+
+def _joined(features: Sequence[Tensor]) -> Tensor:
+    """Return features of all blocks side by side, [K or 1, B, F]."""
+    if len(features) == 1:
+        return features[0]  # `cat` would copy it
+    members = max(part.shape[0] for part in features)
+    return torch.cat([part.expand(members, -1, -1) for part in features], -1)
 
 
 def _alike(heads: nn.ModuleList, states: Sequence[Tensor]) -> list[list[int]]:

@@ -555,22 +555,25 @@ def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.nda
     _promise(not lost, f"what was fitted must lie in buffers: {sorted(lost)}")
     raw = torch.from_numpy(np.concatenate([values, _odd_rows(values)]))
     prepared = encoder.prepare(raw)
-    features = encoder(prepared[None])
+    features = encoder.features(prepared[None])
     _promise(features.shape[0] in (1, n), "features must be [K or 1, B, F]")
     _promise(_finite(features), "features must be finite, also of missing and unseen values")
     for b in (0, 1, len(raw)):
         shape = (features.shape[0], b, encoder.n_features)
-        _same_shape(encoder(prepared[None, :b]), shape, "features must be [K or 1, B, F]")
+        _same_shape(encoder.features(prepared[None, :b]), shape, "features must be [K or 1, B, F]")
         _same_shape(encoder.prepare(raw[:b]), (b, prepared.shape[-1]), "prepared rows must be [B, C']")
     spec_class: Any = type(specs[0])
     default = build([spec_class()], inputs.columns[kind], fitted, _generators(1)).double()
     _close(default.prepare(raw), prepared, "`prepare` must not depend on the spec: all members share its rows")
     own = prepared.expand(n, -1, -1)  # each member has rows of its own in training; all share theirs in prediction
-    _close(encoder(own), features.expand(n, -1, -1), "rows given for each member must be encoded as rows given once")
+    together = features.expand(n, -1, -1)
+    _close(encoder.features(own), together, "rows given for each member must be encoded as rows given once")
+    whole = [part.expand(n, *part.shape) for part in encoder.unfold(prepared)]  # as training gathers them
+    _close(encoder(*whole), together, "rows must be unfolded alike before and after they are drawn")
     alone = torch.cat([encoder.prepare(raw[i : i + 1]) for i in range(len(raw))])
     _close(alone, prepared, "rows must be prepared alike alone")
-    _check_apart(encoder, own, rows_in=1, rows_out=1, members_out=0)
-    _check_gradients(encoder, encoder, own)
+    _check_apart(encoder.features, own, rows_in=1, rows_out=1, members_out=0)
+    _check_gradients(encoder.features, encoder, own)
 
 
 def _odd_rows(values: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ EVALUATIONS = 16
 """How often a full budget looks at the validation rows; each member keeps the weights of its best look."""
 LOOKED_AT = 8_192
 """Validation rows that a look reads at most, evenly spaced; what is served is decided on all of them."""
-VALID_CHUNK = 4096
+VALID_CHUNK = 1024
 """Validation rows per forward pass, so that memory stays flat."""
 PLANNED_STEPS = 64
 """Steps whose row indices are drawn ahead and sent to the device at once."""
@@ -159,6 +159,7 @@ class Cohort:
         # Part of the network while it trains: what a weighting learns is trained, kept and restacked like the rest.
         self.network.add_module("weighting", self.weighting)
         self.network.to(device=dataset.device, dtype=dataset.dtype)
+        self.unfolded = dataset.unfolded(self.network)
         self.flat = Flat.of(self.network)
         self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
         self.counter = torch.full((), float(self.step), device=dataset.device)
@@ -172,7 +173,11 @@ class Cohort:
             torch.full((n, len(names)), math.inf, device=dataset.device, dtype=dataset.dtype),
             self.flat.data.clone(),
         )
+        cared = [task.spec.weight for task in dataset.tasks]
+        self.cared = torch.tensor(cared, device=dataset.device, dtype=dataset.dtype) * self.judged  # [K, T]
         self.curve = list(stack.curve)
+        self._looks: list[tuple[int, Tensor]] = []
+        """Looks [K, T] of this sitting, left on the device: reading them would make the host wait for it."""
         for k, state in enumerate(stack.states):
             self._restore(k, state)
 
@@ -189,6 +194,8 @@ class Cohort:
     def stack(self, *, stopped: bool = False) -> Stack:
         """Return the cohort at rest."""
         scores, losses = self.best.score.tolist(), self.best.losses.tolist()
+        self.curve += [(step, found.tolist()) for step, found in self._looks]
+        self._looks.clear()
         states = tuple(
             MemberState({n: self.flat.read(matrix, k) for n, matrix in self._matrices().items()}, scores[k], losses[k])
             for k in range(len(self.members))
@@ -236,17 +243,27 @@ class Cohort:
             planned_rows(len(dataset.splits[m.split].train), self.training.batch_size, m.seed, self.step, steps)
             for m in self.members
         ]
-        places = torch.from_numpy(np.stack(drawn, 1)).to(dataset.device)
+        places = torch.from_numpy(np.stack(drawn, 1))
+        if dataset.device.type == "cuda":
+            places = places.pin_memory()  # so that the copy need not wait for what the device is doing
+        places = places.to(dataset.device, non_blocking=True)
         rows = [dataset.splits[m.split].train[places[:, k]] for k, m in enumerate(self.members)]
         return torch.stack(rows, 1)
 
+    def _outputs(self, dataset: Dataset, index: Tensor) -> list[Tensor]:
+        """Return outputs [K, M, B, O] of each task for rows [K or 1, B]."""
+        if self.unfolded is None:
+            return self.network.outputs(self.network.unfold(dataset.inputs_of(index)))
+        return self.network.outputs([tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded])
+
     def _step(self, dataset: Dataset, index: Tensor) -> None:
-        blocks, targets, weights = dataset.rows(index)
-        outputs = self.network(blocks)
-        losses = torch.stack(
-            [task.loss(out, y, weights) for task, out, y in zip(dataset.tasks, outputs, targets, strict=True)], -1
-        )  # [K, T]
-        objective = self.weighting(losses / dataset.trivial).sum()
+        outputs = self._outputs(dataset, index)
+        losses = []
+        parts = zip(dataset.tasks, outputs, dataset.targets, dataset.label_weights, strict=True)
+        for task, out, labels, weights in parts:
+            own = None if weights is None else dataset.take(weights, index)
+            losses.append(task.mean_loss(out, dataset.take(labels, index), own))
+        objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
         torch._foreach_copy_(self.flat.gradients, gradients)
         self._descend()
@@ -272,48 +289,48 @@ class Cohort:
     def _look(self, dataset: Dataset) -> None:
         """Judge every member on its validation rows and keep the weights of those that were never better."""
         losses = self.losses(dataset)
-        weight = torch.tensor([t.spec.weight for t in dataset.tasks], device=losses.device, dtype=losses.dtype)
-        weight = weight * self.judged
         # A task without labels in this split's validation rows does not count.
-        weight = torch.where(losses.isnan(), 0.0, weight)
+        weight = torch.where(losses.isnan(), 0.0, self.cared)
         score = (losses.nan_to_num(0.0) / self.unit * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
         score = torch.where(score.isfinite(), score, torch.inf)
         better = score < self.best.score
         self.best.score = torch.where(better, score, self.best.score)
         self.best.losses = torch.where(better.unsqueeze(-1), losses, self.best.losses)
         self.best.data = torch.where(better.unsqueeze(-1), self.flat.data, self.best.data)
-        self.curve.append((self.step, losses.tolist()))
+        self._looks.append((self.step, losses))
 
     @torch.no_grad()
     def losses(self, dataset: Dataset) -> Tensor:
-        """Return each member's mean loss on its validation rows, M averaged first, in units of the trivial [K, T]."""
-        splits = sorted({m.split for m in self.members})
-        out = torch.full((len(self.members), len(dataset.tasks)), torch.nan, device=dataset.device, dtype=dataset.dtype)
-        for split in splits:
-            own = torch.tensor([k for k, m in enumerate(self.members) if m.split == split], device=dataset.device)
-            out[own] = self._losses_on(dataset, looked_at(dataset.splits[split].valid))[own]
-        return out / dataset.trivial
+        """Return each member's mean loss on its validation rows, M averaged first, in units of the trivial [K, T].
 
-    def _losses_on(self, dataset: Dataset, rows: Tensor) -> Tensor:
-        """Return every member's weighted mean loss on `rows` [V]: [K, T]; NaN for a task that has no label there."""
+        NaN for a task that has no label there.
+        """
         total: Tensor | float = 0.0
         count: Tensor | float = 0.0
         self.network.eval()
-        for index in rows.split(VALID_CHUNK):
-            blocks, targets, weights = dataset.rows(index.unsqueeze(0))
-            answers = self.network.answers(blocks)
+        rows, real = self._validation_rows(dataset)
+        for index, held in zip(rows.split(VALID_CHUNK, 1), real.split(VALID_CHUNK, 1), strict=True):
+            targets, weights = dataset.labels_of(index)
+            answers = self.network.averaged(self._outputs(dataset, index))
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))
             losses = torch.stack([task.answer_losses(a, y) for task, a, y in pairs])  # [T, K, V]
-            known = torch.stack(
-                [task.known(y).expand(losses.shape[1:]) for task, y in zip(dataset.tasks, targets, strict=True)]
-            )
+            known = torch.stack([(task.known(y) & held).expand(losses.shape[1:]) for task, _, y in pairs])
             w = known.to(losses.dtype) if weights is None else known * weights
             total = total + (torch.where(known, losses, 0.0) * w).sum(-1)
             count = count + w.sum(-1)
         assert isinstance(total, Tensor)
         assert isinstance(count, Tensor)
         # A member that diverged answers NaN: that is the worst loss there is, not a task without labels.
-        return torch.where(count > 0, (total / count).nan_to_num(nan=math.inf), torch.nan).T
+        losses = torch.where(count > 0, (total / count).nan_to_num(nan=math.inf), torch.nan)
+        return losses.T / dataset.trivial
+
+    def _validation_rows(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
+        """Return the rows that each member is judged on, [K or 1, V], and which of them are no filling."""
+        splits = [m.split for m in self.members]
+        rows = [looked_at(dataset.splits[split].valid) for split in (splits if len(set(splits)) > 1 else splits[:1])]
+        index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        sizes = torch.tensor([len(held) for held in rows], device=index.device)
+        return index, torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:

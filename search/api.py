@@ -84,7 +84,12 @@ def search(
     if spec.data is None and data is None:
         raise SpecError("There is no data; give a table.")
     progress = progress or Progress()
-    problem = make_problem(spec, data=data, valid=valid, test=test, device=pick_device(device))
+    try:
+        problem = make_problem(spec, data=data, valid=valid, test=test, device=pick_device(device))
+    except torch.OutOfMemoryError:
+        raise SpecError(
+            "The table does not fit into the memory of the device; give --device cpu, or a part of it."
+        ) from None
     source = data if data is not None else spec.data.train if isinstance(spec.data, DataSpec) else spec.data
     folder = Folder(Path(out) if out is not None else Path("runs") / table_name(source))
     make_space(problem, spec)  # raises before anything is written
@@ -139,7 +144,7 @@ def _searched(
     progress: Progress,
     started: float,
 ) -> Run:
-    tune_process()
+    tune_process(problem.dataset.device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     written = written_spec(spec, problem, folder.identity(), storage)
     folder.agree(written)
@@ -227,11 +232,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise SpecError(
-            f"Device {name!r} is not here; allowed: auto, cpu" + (", cuda" if torch.cuda.is_available() else "") + "."
-        ) from None
+        torch.zeros(1, device=device).item()  # read back: there are devices that hold no numbers
+    except (RuntimeError, AssertionError, ImportError):
+        cuda = ", cuda" if torch.cuda.is_available() else f"; torch {torch.__version__} sees no GPU"
+        raise SpecError(f"Device {name!r} is not here; allowed: auto, cpu{cuda}.") from None
     return device
 
 

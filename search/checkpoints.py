@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from mtl_bento.artifact import write_file
@@ -23,6 +23,8 @@ from mtl_bento.training import Member, MemberSpec, MemberState, Stack
 
 HEADER = "mtl_bento"
 """Where the header of a safetensors file holds ours."""
+MATRICES = ("data", "first", "second", "best")
+"""What a member in training is, each by parameter name."""
 
 
 def save_members(path: Path, members: Sequence[Trained], info: dict[str, Any]) -> None:
@@ -40,13 +42,17 @@ def load_members(path: Path) -> tuple[list[Trained], dict[str, Any]]:
 
 
 def save_round(path: Path, packed: Sequence[tuple[Sequence[int], Stack]], info: dict[str, Any]) -> None:
-    """Write a round on its way: its stacks, the places of their members in the round, and what else is known (JSON)."""
+    """Write a round on its way: its stacks, the places of their members in the round, and what else is known (JSON).
+
+    Of a stack at the end of its budget only the best looks: nobody trains it further.
+    """
     tensors: dict[str, Tensor] = {}
     stacks = []
     for s, (places, stack) in enumerate(packed):
+        matrices = ("best",) if stack.step == stack.members[0].spec.training.steps else MATRICES
         for k, state in enumerate(stack.states):
-            for matrix, held in state.tensors.items():
-                tensors |= {f"{s}/{k}/{matrix}.{name}": tensor for name, tensor in held.items()}
+            for matrix in matrices:
+                tensors |= {f"{s}/{k}/{matrix}.{name}": held for name, held in state.tensors[matrix].items()}
         stacks.append({"places": list(places), **_plain(stack)})
     _write(path, tensors, {"stacks": stacks, "info": info})
 
@@ -59,13 +65,16 @@ def load_round(path: Path) -> tuple[list[tuple[list[int], Stack]], dict[str, Any
     for s, data in enumerate(header["stacks"]):
         states = tuple(
             MemberState(
-                {matrix: by_matrix[f"{s}/{k}/{matrix}"] for matrix in ("data", "first", "second", "best")},
+                {matrix: held for matrix in MATRICES if (held := by_matrix.get(f"{s}/{k}/{matrix}"))},
                 state["score"],
                 state["losses"],
             )
             for k, state in enumerate(data["states"])
         )
-        members = tuple(Member(MemberSpec.model_validate(m["spec"]), m["seed"], m["split"]) for m in data["members"])
+        members = tuple(
+            Member(MemberSpec.model_validate(m["spec"]), m["seed"], m["split"], m["tasks"] and tuple(m["tasks"]))
+            for m in data["members"]
+        )
         curve = tuple((step, losses) for step, losses in data["curve"])
         packed.append((data["places"], Stack(members, data["seed"], data["step"], states, curve)))
     return packed, header["info"]
@@ -74,7 +83,10 @@ def load_round(path: Path) -> tuple[list[tuple[list[int], Stack]], dict[str, Any
 def _plain(stack: Stack) -> dict[str, Any]:
     """Return a stack without its tensors, as JSON holds it."""
     return {
-        "members": [{"spec": m.spec.model_dump(mode="json"), "seed": m.seed, "split": m.split} for m in stack.members],
+        "members": [
+            {"spec": m.spec.model_dump(mode="json"), "seed": m.seed, "split": m.split, "tasks": m.tasks}
+            for m in stack.members
+        ],
         "seed": stack.seed,
         "step": stack.step,
         "states": [{"score": state.score, "losses": state.losses} for state in stack.states],
@@ -92,10 +104,31 @@ def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
-    held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    """Write a safetensors file from the tensors where they lie: the library would copy them twice, one by one."""
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    # Wide numbers first, as the library does: every tensor then begins at a multiple of its item's size.
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
     text = json.dumps(header, ensure_ascii=False)
-    metadata = {HEADER: text, "sha256": _digest(held, text)}
-    write_file(path, safetensors.torch.save(held, metadata=metadata))
+    head = _head(arrays, {HEADER: text, "sha256": _digest(arrays, text)})
+    write_file(path, head, *(array.data for array in arrays.values()))
+
+
+def _head(arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """Return what a safetensors file begins with: the length of its header in 8 bytes, and its header (JSON)."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        entries[name] = {"dtype": _dtype(array), "shape": array.shape, "data_offsets": (start, end)}
+    head = json.dumps(entries).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
+def _dtype(array: np.ndarray) -> str:
+    """Return what safetensors calls a type of numbers."""
+    kind = array.dtype.kind
+    return "BOOL" if kind == "b" else f"{kind.upper()}{array.itemsize * 8}"
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -103,7 +136,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if metadata["sha256"] != _digest(tensors, metadata[HEADER]):
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if metadata["sha256"] != _digest(arrays, metadata[HEADER]):
             raise ValueError("its checksum differs")
         header: dict[str, Any] = json.loads(metadata[HEADER])
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -114,9 +148,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+def _digest(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    """Return a hash of everything that a file says, whatever the order of its tensors: 64 hexadecimal digits."""
     sha = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        sha.update(name.encode())
-        sha.update(tensors[name].numpy().tobytes())
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {_dtype(array)} {array.shape}".encode())
+        sha.update(array.data)
     return sha.hexdigest()

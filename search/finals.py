@@ -8,7 +8,6 @@ from optuna.trial import FrozenTrial
 
 from mtl_bento.training import stable_seed
 from mtl_bento_search.checkpoints import load_members, save_members
-from mtl_bento_search.rounds import Round
 from mtl_bento_search.select import Candidate
 from mtl_bento_search.space import alone
 from mtl_bento_search.study import Driver
@@ -28,7 +27,7 @@ def single_task_candidates(driver: Driver, best: FrozenTrial) -> list[list[Candi
     if not path.is_file():
         spec, ordinal = driver.candidate(best.number)[1], driver.ordinal(best.number)
         members = [m for name in names for m in sitting.members(alone(spec, name, names), "final", ordinal, name)]
-        trip = Round(members, sitting.executor, seed=stable_seed(sitting.seed, "finals", ordinal))
+        trip = sitting.round(members, seed=stable_seed(sitting.seed, "finals", ordinal))
         if sitting.interrupted:
             return singles
         trip.advance(spec.training.steps, reference=None, deadline=sitting.deadline())

@@ -187,6 +187,7 @@ def _result(
         "name": spec["name"],
         "seed": driver.sitting.seed,
         "device": str(problem.dataset.device),
+        "packing": driver.sitting.packing.model_dump(mode="json"),
         "torch": torch.__version__,
         "optuna": optuna.__version__,
         "python": platform.python_version(),
@@ -197,7 +198,7 @@ def _result(
             "folds": len(problem.protocol.splits),
         },
         "test_looks": looks,
-        "notes": [*problem.notes, *_shortened(driver)],
+        "notes": [*problem.notes, *_shortened(driver), *driver.sitting.packing.notes],
         "targets": [
             {"name": t.name, "kind": t.spec.kind, "metric": t.metric, "weight": t.spec.weight} for t in problem.tasks
         ],

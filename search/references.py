@@ -60,7 +60,7 @@ def obtain(sitting: Sitting) -> References:
         for seed in range(seeds):
             members += sitting.members(alone(spec, name, names), "single", name, seed)
     marks = rungs(spec.training.steps)
-    trip = Round(members, sitting.executor, seed=stable_seed(sitting.seed, "references"))
+    trip = sitting.round(members, seed=stable_seed(sitting.seed, "references"))
     own = range(sitting.n_splits)
     at_rungs: dict[int, list[float]] = {}
     started = time.monotonic()
@@ -157,8 +157,8 @@ def affordable(sitting: Sitting, steps: int) -> tuple[int, int]:
 def _speed(sitting: Sitting) -> tuple[float, float]:
     """Return seconds of wall time of a member-step and of a member's look, all workers busy."""
     spec = sitting.space.member(sitting.space.defaults())
-    probe = [Member(spec, seed=k) for k in range(4 * sitting.executor.n_workers)]
-    trip = Round(probe, sitting.executor, seed=0)
+    probe = [Member(spec, seed=k) for k in range(4 * sitting.packing.n_workers)]
+    trip = sitting.round(probe, seed=0)
     # Each advance ends with a look at the validation rows; the first also warms up.
     times = []
     for goal in (2, 6, 22):

@@ -1,22 +1,93 @@
 """One round: members sorted into stacks of like size, advanced from rung to rung, thinned between them.
 
-Budgets are counted in steps; rungs lie at a quarter, a half and the whole. Everything here is a function of the members
-and the seed, so that a repeated run stacks alike.
+Budgets are counted in steps; rungs lie at a quarter, a half and the whole. Everything here is a function of the
+members, the seed and the run's `Packing`, so that a repeated run stacks alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any, Self
 
+import torch
+from pydantic import Field
+
+from mtl_bento.errors import RunError
+from mtl_bento.spec import Spec
 from mtl_bento.training import Member, Stack, lined_up, restack, stable_seed
 from mtl_bento_search.executors._base import Executor
 
-ROOM = 2**18
-"""Activations of one layer that a stack holds on a CPU core: found by measurement, larger stacks leave the cache."""
-LEAST, MOST = 4, 64
-"""Bounds of the members in a stack."""
+Count = Annotated[int, Field(ge=1)]
+
+SUITED = {"cpu": (2**18, 2**20, 2, 64)}
+"""Room, weights, least and most of a `Packing` by type of device: on a CPU found by measurement (LOG.md)."""
+ACCELERATOR = (2**24, 2**27, 4, 256)
+"""Those of any other device: an estimate that no GPU has confirmed. The activations of a layer then take 64 MiB, all
+layers, gradients and masks of a stack about 2 GB; networks of 256 units at batches of 256 come in one stack a round."""
+
+
+class Packing(Spec):
+    """How large stacks are: made once a run and recorded, so that the run stacks alike wherever it goes on."""
+
+    room: Count
+    """Activations of one layer that a stack holds: more leave a core's cache on their way through the layers."""
+    weights: Count
+    """Weights that a stack holds: more leave it between two steps."""
+    least: Count
+    most: Count
+    """Bounds of the members in a stack; `least` comes before `room` and `weights`."""
+    n_features: Count
+    """Inputs of the first layer."""
+    n_workers: Count
+    """Stacks that trained at the same time where the run was made."""
+    ran_out: tuple[Count, ...] = ()
+    """Numbers of members with which stacks ran out of memory; later stacks as wide have at most half as many."""
+
+    @classmethod
+    def suited(cls, device: torch.device, *, n_features: int, n_workers: int) -> Self:
+        """Return the packing that suits a type of device: fixed numbers, never timed, never asked of the device."""
+        room, weights, least, most = SUITED.get(device.type, ACCELERATOR)
+        return cls(room=room, weights=weights, least=least, most=most, n_features=n_features, n_workers=n_workers)
+
+    def stack_size(self, members: Sequence[Member]) -> int:
+        """Return how many members share a stack that has room for the largest of these."""
+        trunks = [member.spec.network.trunk for member in members]
+        width, depth = max(trunk.width for trunk in trunks), max(trunk.shared_depth for trunk in trunks)
+        weights = width * (self.n_features + width * (depth - 1))
+        room = min(self.room // max(map(activations, members)), self.weights // weights)
+        return min(self.most, max(self.least, room))
+
+    def halved(self, stack: Stack) -> Self:
+        """Return the packing once a stack ran out of memory: one as wide would have half as many members.
+
+        Raises RunError where it had one only.
+        """
+        n = len(stack.members)
+        if n == 1:
+            (spec,) = (member.spec for member in stack.members)
+            raise RunError(
+                f"One network alone (width {spec.network.trunk.width}, batch_size {spec.training.batch_size}) runs out "
+                "of memory; give lower ones in `search: {space: {width: ..., batch_size: ...}}` and another --out, "
+                "or go on where there is more memory, for instance with --device cpu."
+            )
+        room = n // 2 * max(map(activations, stack.members))
+        ran_out = tuple(dict.fromkeys([*self.ran_out, n]))
+        return self.model_copy(
+            update={"room": min(self.room, room), "least": min(self.least, n // 2), "ran_out": ran_out}
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the report should know of it."""
+        return [f"ran out of memory with {n} stacked members; went on with {n // 2}" for n in self.ran_out]
+
+
+def activations(member: Member) -> int:
+    """Return how many numbers a layer of a member's trunk gives for a batch."""
+    trunk = member.spec.network.trunk
+    return trunk.copies * member.spec.training.batch_size * trunk.width
 
 
 def rungs(steps: int) -> list[int]:
@@ -24,14 +95,7 @@ def rungs(steps: int) -> list[int]:
     return sorted({max(1, steps // 4), max(1, steps // 2), steps})
 
 
-def stack_size(member: Member) -> int:
-    """Return how many members of this size share a stack."""
-    trunk, batch = member.spec.network.trunk, member.spec.training.batch_size
-    inner = getattr(trunk, "inner", 1)
-    return min(MOST, max(LEAST, ROOM // (inner * batch * trunk.width)))
-
-
-def pack(members: Sequence[Member], *, seed: int, n_workers: int) -> list[tuple[list[int], Stack]]:
+def pack(members: Sequence[Member], packing: Packing, *, seed: int) -> list[tuple[list[int], Stack]]:
     """Return stacks of like members, each with the places of its members in `members`.
 
     Members that must not share a stack are kept apart; the others are sorted by width and depth and cut into stacks of
@@ -43,9 +107,11 @@ def pack(members: Sequence[Member], *, seed: int, n_workers: int) -> list[tuple[
     packed: list[tuple[list[int], Stack]] = []
     for places in by_key.values():
         ordered = sorted(places, key=lambda p: _size(members[p]))
-        most = math.ceil(len(ordered) / max(1, n_workers))
+        most = math.ceil(len(ordered) / packing.n_workers)
         while ordered:
-            n = max(1, min(stack_size(members[ordered[-1]]), most))
+            n = 1
+            while n < min(most, len(ordered), packing.stack_size([members[p] for p in ordered[-n - 1 :]])):
+                n += 1
             cut, ordered = ordered[-n:], ordered[:-n]
             line = lined_up([members[p] for p in cut])
             at = {id(members[p]): p for p in cut}
@@ -59,6 +125,13 @@ def _size(member: Member) -> tuple[int, int]:
     return trunk.width, trunk.shared_depth
 
 
+def _part(stack: Stack, rows: Sequence[int], *, seed: int) -> Stack:
+    """Return some members of a stack, which may not have begun, as one of their own: their states and looks as well."""
+    states = tuple(stack.states[k] for k in rows) if stack.states else ()
+    curve = tuple((step, [losses[k] for k in rows]) for step, losses in stack.curve)
+    return replace(stack, members=tuple(stack.members[k] for k in rows), seed=seed, states=states, curve=curve)
+
+
 class Round:
     """Members on their way through the rungs.
 
@@ -69,13 +142,18 @@ class Round:
         self,
         members: Sequence[Member],
         executor: Executor,
+        packing: Packing,
         *,
         seed: int,
         packed: Sequence[tuple[list[int], Stack]] | None = None,
+        halved: Callable[[Packing], None] | None = None,
     ) -> None:
-        """`packed` are the stacks of a round that was on its way; `members` are then not looked at."""
-        self.executor, self.seed = executor, seed
-        self.packed = list(packed) if packed is not None else pack(members, seed=seed, n_workers=executor.n_workers)
+        """`packed` are the stacks of a round that was on its way; `members` are then not looked at.
+
+        `halved` is told the packing that holds from here on, where a stack ran out of memory.
+        """
+        self.executor, self.packing, self.seed, self._halved = executor, packing, seed, halved
+        self.packed = list(packed) if packed is not None else pack(members, packing, seed=seed)
         """The stacks, each with the places of its members in the round."""
 
     @property
@@ -84,11 +162,32 @@ class Round:
         return min(stack.step for _, stack in self.packed)
 
     def advance(self, goal: int, *, reference: Sequence[float] | None, deadline: float) -> bool:
-        """Train up to step `goal`; return whether every stack got there before the deadline."""
-        stacks = [stack for _, stack in self.packed]
-        done = self.executor.advance(stacks, goal, reference=reference, deadline=deadline)
-        self.packed = [(places, stack) for (places, _), stack in zip(self.packed, done, strict=True)]
-        return not any(stack.stopped for stack in done)
+        """Train up to step `goal`; return whether every stack got there before the deadline.
+
+        Stacks that do not fit into the memory go on as smaller ones; raises RunError where one member does not.
+        """
+        done: list[tuple[list[int], Stack]] = []
+        waiting = self.packed
+        while waiting:
+            stacks = [stack for _, stack in waiting]
+            given = self.executor.advance(stacks, goal, reference=reference, deadline=deadline)
+            pairs = list(zip(waiting, given, strict=True))
+            done += [(places, stack) for (places, _), stack in pairs if stack is not None]
+            waiting = self._cut([held for held, stack in pairs if stack is None])
+        self.packed = done
+        return not any(stack.stopped for _, stack in done)
+
+    def _cut(self, packed: Sequence[tuple[list[int], Stack]]) -> list[tuple[list[int], Stack]]:
+        """Return stacks that ran out of memory as smaller ones; the smaller packing holds from here on."""
+        for _, stack in packed:
+            self.packing = self.packing.halved(stack)
+            if self._halved is not None:
+                self._halved(self.packing)
+        return [
+            ([places[k] for k in rows], _part(stack, rows, seed=fresh.seed))
+            for places, stack in packed
+            for rows, fresh in pack(stack.members, self.packing, seed=stack.seed)
+        ]
 
     def members(self) -> dict[int, tuple[Stack, int]]:
         """Return, by place in the round, the stack and the row that holds each member still in it."""
@@ -110,7 +209,7 @@ class Round:
         places = sorted(held)
         members = [held[p][0].members[held[p][1]] for p in places]
         packed = []
-        for cut, fresh in pack(members, seed=stable_seed(self.seed, rung), n_workers=self.executor.n_workers):
+        for cut, fresh in pack(members, self.packing, seed=stable_seed(self.seed, rung)):
             chosen = [places[i] for i in cut]
             stacks = [held[p][0] for p in chosen]
             packed.append((chosen, restack(stacks, [[held[p][1]] for p in chosen], seed=fresh.seed)))

@@ -41,7 +41,7 @@ def answers_by_member(members: Sequence[Trained], dataset: Dataset, rows: np.nda
     with torch.inference_mode():
         for places, network in stacks(members, dataset.inputs, dataset.tasks):
             network.to(device=dataset.device, dtype=dataset.dtype)
-            chunks = [network.answers(dataset.rows(i.unsqueeze(0))[0]) for i in index.split(CHUNK)]
+            chunks = [network.answers(dataset.inputs_of(i.unsqueeze(0))) for i in index.split(CHUNK)]
             for t, parts in enumerate(zip(*chunks, strict=True)):
                 joined = torch.cat(parts, 1).cpu().numpy()  # [K, B, O]
                 for row, place in enumerate(places):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mtl_bento.dataset import Dataset
-from mtl_bento.training import Member, MemberSpec, stable_seed
+from mtl_bento.network import Network
+from mtl_bento.training import Member, MemberSpec, Stack, stable_seed
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.progress import Progress
+from mtl_bento_search.rounds import Packing, Round
 from mtl_bento_search.run import Clock, Folder
 from mtl_bento_search.space import Space
 
@@ -33,6 +35,22 @@ class Sitting:
     progress: Progress
     interrupted: bool = False
     """Whether somebody asked to finish with what there is."""
+    packing: Packing = field(init=False)
+    """The run's own, recorded by its first sitting: a run that goes on elsewhere stacks as it did where it was made."""
+
+    def __post_init__(self) -> None:
+        recorded = self.folder.read_state().get("packing")
+        if recorded is not None:
+            self.packing = Packing.model_validate(recorded)
+        else:
+            spec = self.space.member(self.space.defaults()).network
+            n_features = Network([spec], self.dataset.inputs, self.dataset.tasks, [0]).trunk.sizes.n_features
+            n_workers = self.executor.n_workers
+            self._record(Packing.suited(self.dataset.device, n_features=n_features, n_workers=n_workers))
+
+    def _record(self, packing: Packing) -> None:
+        self.packing = packing
+        self.folder.note(packing=packing.model_dump(mode="json"))
 
     @property
     def dataset(self) -> Dataset:
@@ -52,6 +70,17 @@ class Sitting:
     def members(self, spec: MemberSpec, *identity: Any) -> list[Member]:
         """Return the members of a configuration, one a split, their seeds from what identifies them."""
         return [Member(spec, stable_seed(self.seed, *identity, split), split) for split in range(self.n_splits)]
+
+    def round(
+        self, members: Sequence[Member], *, seed: int, packed: Sequence[tuple[list[int], Stack]] | None = None
+    ) -> Round:
+        """Return a round of members, or of the stacks of one that was on its way, packed as the run packs."""
+        return Round(members, self.executor, self.packing, seed=seed, packed=packed, halved=self._stack_fewer)
+
+    def _stack_fewer(self, packing: Packing) -> None:
+        for note in packing.notes[len(self.packing.notes) :]:
+            self.progress.say(f"Training: {note}.")
+        self._record(packing)
 
     def deadline(self, reserve_s: float = 0.0) -> float:
         """Return the `time.monotonic()` by which training must end, `reserve_s` earlier than the report needs."""

@@ -19,11 +19,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from mtl_bento.errors import RunError, listing
+from mtl_bento_search.journal import Journal
 from mtl_bento_search.space import Space
 
 STUDY = "study.log"
@@ -53,7 +53,7 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
 
 def _open_journal(path: Path) -> JournalStorage:
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(Journal(str(path)))
     except (ValueError, KeyError):
         raise RunError(
             f"{path} is damaged in line {_first_damaged(path)}; put a whole copy in its place, or search anew with "

@@ -25,24 +25,22 @@ from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
 from mtl_bento_search.checkpoints import load_members, load_round, save_members, save_round
+from mtl_bento_search.journal import together
 from mtl_bento_search.objective import gains, score, worst_ratio
 from mtl_bento_search.pruning import ROUND, RoundPruner
 from mtl_bento_search.references import References
 from mtl_bento_search.rounds import Round, rungs
 from mtl_bento_search.sitting import Sitting
 
-ROUND_SIZE = 16
-"""Trials asked together: enough for several stacks, few enough that the sampler learns often."""
-SEEDS = 3
-"""Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
-REFERENCE_SHARE = 0.3
-"""Most of a timeout that the references may take; beyond it, every budget of steps is shortened."""
+ROUND_SIZE, MOST_ROUNDS = 16, 3
+"""Least trials asked together, few enough that the sampler learns often; and how many times as many, at most, where it
+takes more to give each worker a stack worth having after the first trials are given up."""
+ROUNDS = 4
+"""Rounds that a timeout should suffice for before they become larger than the least."""
 FINALS_SHARE = 0.2
 """Most of a timeout that is kept back for the finals."""
 ON_ITS_WAY = "round"
 """The checkpoint of the round that is being trained."""
-REPORT_S, REPORT_SHARE = 4.0, 0.03
-"""Seconds, and share of the timeout, kept back for the test, the report and the model."""
 
 
 @dataclass
@@ -108,18 +106,27 @@ class Driver:
                 break
             if not self.sitting.space.distributions:
                 break  # everything is fixed: there is exactly one configuration, and it is trial 0
-            n = self._affordable(int(min(ROUND_SIZE, left)))
+            n = self._affordable(int(min(self.round_size, left)))
             if n == 0:
                 break
             started = time.monotonic()
             self._go(self._ask_round(n), self._deadline())
             self.sitting.folder.note(trial_s=(time.monotonic() - started) / n)
 
+    @property
+    def round_size(self) -> int:
+        """How many trials are asked together: as many as give each worker `ROUND_SIZE` networks, within bounds."""
+        wanted = ROUND_SIZE * self.sitting.packing.n_workers // self.sitting.n_splits
+        return min(MOST_ROUNDS * ROUND_SIZE, max(ROUND_SIZE, wanted))
+
     def _affordable(self, n: int) -> int:
         """Return how many of n trials the time left is enough for: a round that cannot end would leave nothing."""
         left = self._deadline() - time.monotonic()
         trial_s = float(self.sitting.folder.read_state().get("trial_s", 0.0))
-        return n if math.isinf(left) or trial_s * n <= left else max(0, int(left / trial_s))
+        if math.isinf(left) or not trial_s:
+            return n
+        within = max(0, int(left / trial_s))
+        return min(n, within, max(ROUND_SIZE, within // ROUNDS))
 
     def _deadline(self) -> float:
         """Return when trials must end, so that each task alone can still be trained at the best configuration."""
@@ -179,11 +186,12 @@ class Driver:
         """Ask n trials and stack their members; from here on they survive a kill."""
         first = self.n_told()
         asked = []
-        for i in range(n):
-            trial, params = self._ask(first + i, first)
-            asked.append((trial, self.sitting.space.member(params)))
+        with together(self.study):
+            for i in range(n):
+                trial, params = self._ask(first + i, first)
+                asked.append((trial, self.sitting.space.member(params)))
         members = [m for i, (_, spec) in enumerate(asked) for m in self.sitting.members(spec, "trial", first + i)]
-        trip = Trip(first, dict(enumerate(asked)), Round(members, self.sitting.executor, seed=self._round_seed(first)))
+        trip = Trip(first, dict(enumerate(asked)), self.sitting.round(members, seed=self._round_seed(first)))
         self._save_trip(trip)
         return trip
 
@@ -217,7 +225,7 @@ class Driver:
             path.unlink()
             return None
         first = int(info["first"])
-        round_ = Round([], self.sitting.executor, seed=self._round_seed(first), packed=packed)
+        round_ = self.sitting.round([], seed=self._round_seed(first), packed=packed)
         return Trip(first, living, round_, {int(i): held for i, held in info["curves"].items()}, info["spent_s"])
 
     def _go(self, trip: Trip, deadline: float) -> None:
@@ -228,34 +236,37 @@ class Driver:
         reference = self.references.single_losses.clip(0.01, None).tolist()
         losses: dict[int, np.ndarray] = {}
         for rung, goal in enumerate(rungs(steps)):
-            if goal < trip.round.step:
+            if goal <= trip.round.step and goal < steps:
                 continue  # passed before a kill
             if goal > trip.round.step:
-                whole = trip.round.advance(goal, reference=reference, deadline=deadline)
+                trip.round.advance(goal, reference=reference, deadline=deadline)
                 self._note_curves(trip)
                 trip.spent_s = time.monotonic() - started
-                if whole:
-                    self._save_trip(trip)
             losses = self._losses(trip.round, living)
             if trip.round.step < goal:
                 for i in sorted(living):
                     self._prune(living[i][0], losses[i])
                 break
-            self._thin(trip, losses, goal, last=goal == steps)
-            if goal == steps or not living:
+            with together(self.study):
+                self._thin(trip, losses, goal, last=goal == steps)
+            if not living:
                 break
-            self.sitting.progress.rung(trip.first + len(living), goal, steps, len(living))
-            trip.round.keep(lambda place: place // self.sitting.n_splits in living, rung=rung)
+            if goal < steps:
+                self.sitting.progress.rung(trip.first + len(living), goal, steps, len(living))
+                trip.round.keep(lambda place: place // self.sitting.n_splits in living, rung=rung)
+            self._save_trip(trip)  # only now: half as much, since the others are told
         if trip.round.step == steps:
-            self._complete_all(trip, losses)
+            with together(self.study):
+                self._complete_all(trip, losses)
         self.sitting.folder.checkpoint(ON_ITS_WAY).unlink(missing_ok=True)
         self.sitting.folder.note(elapsed_s=self.sitting.clock.elapsed_s, phases=self.sitting.clock.phases)
 
     def _thin(self, trip: Trip, losses: dict[int, np.ndarray], goal: int, *, last: bool) -> None:
         """Report every living trial at a rung, then drop those that the pruner gives up."""
+        known = {t.number for t in self.study.get_trials(deepcopy=False) if goal in t.intermediate_values}
         for i in sorted(trip.living):
             trial = trip.living[i][0]
-            if goal not in self.study._storage.get_trial(trial._trial_id).intermediate_values:
+            if trial.number not in known:
                 trial.report(self._score(losses[i]), goal)
         if last:
             return

@@ -170,7 +170,7 @@ def test_a_trunk_may_give_its_states_as_one_tensor(dataset: Dataset) -> None:
         (network,) = specs(dataset, trunks=[HalvesSpec(width=4)])
         built = build(dataset, [network]).eval()
         blocks = [block[None] for block in dataset.blocks]
-        joined = torch.cat([encoder(block) for encoder, block in zip(built.encoders, blocks, strict=True)], -1)
+        joined = torch.cat([encoder.features(block) for encoder, block in zip(built.encoders, blocks, strict=True)], -1)
         expected = [head(state) for head, state in zip(built.heads, list(built.trunk(joined)), strict=True)]
         for output, alone in zip(built(blocks), expected, strict=True):
             torch.testing.assert_close(output, alone)

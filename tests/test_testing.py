@@ -21,6 +21,7 @@ from mtl_bento.encoders._base import ENCODERS, EncoderSpec
 from mtl_bento.encoders.vector import VectorEncoder
 from mtl_bento.heads._base import HEADS
 from mtl_bento.heads.dense import DenseHead, DenseHeadSpec
+from mtl_bento.layers import Dropout
 from mtl_bento.registry import Registry
 from mtl_bento.spec import MustMatch, Searched, Spec
 from mtl_bento.tasks._base import TASKS
@@ -140,8 +141,11 @@ class HasNoGradientAtZero(Trunk):
 
 
 class HasNoGradientBehindDropout(Trunk):
+    def prepare(self) -> None:
+        self.dropout = Dropout([spec.dropout for spec in self.specs])
+
     def change(self, state: Tensor) -> Tensor:
-        return state.sqrt()  # what a ReLU holds back is fine, but not what dropout makes 0
+        return self.dropout(state).sqrt()  # what a ReLU holds back is fine, but not what dropout makes 0
 
 
 class DropsTheInnerAxis(Trunk):
@@ -255,8 +259,8 @@ class BlockSpec(EncoderSpec):
 
 
 class ForgetfulEncoder(VectorEncoder):
-    def forward(self, prepared: Tensor) -> Tensor:
-        return torch.cat([prepared, prepared[..., self.first].isnan().to(prepared.dtype)], -1)
+    def unfold(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        return (torch.cat([prepared, prepared[..., self.first].isnan().to(prepared.dtype)], -1),)
 
 
 class CentringEncoder(VectorEncoder):

@@ -120,7 +120,7 @@ def test_training_equals_torchs_adamw_with_clipping_and_a_schedule(dataset: Data
     model = Reference(cohort.network.member_state(place))
     # Nothing in these encoders is learned: their features are constants.
     encoders = zip(cohort.network.encoders, dataset.blocks, strict=True)
-    features = torch.cat([encoder(block[None])[0] for encoder, block in encoders], -1)
+    features = torch.cat([encoder.features(block[None])[0] for encoder, block in encoders], -1)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.5},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
@@ -438,6 +438,15 @@ def test_members_are_judged_on_the_rows_that_their_split_holds_back(dataset: Dat
     losses = cohort.losses(dataset)
     for k, split in enumerate((1, 0)):
         assert losses[k].tolist() == pytest.approx(by_hand(dataset, cohort, k, dataset.splits[split].valid), abs=1e-12)
+
+
+def test_members_are_judged_on_as_many_rows_as_their_split_holds_back(dataset: Dataset) -> None:
+    splits = tuple(dataclasses.replace(s, valid=s.valid[:n]) for s, n in zip(dataset.splits, (5, 23), strict=False))
+    uneven = dataclasses.replace(dataset, splits=splits)
+    cohort = Cohort(Stack((member(uneven, split=1), member(uneven, split=0)), seed=0), uneven)
+    losses = cohort.losses(uneven)
+    for k, split in enumerate((1, 0)):
+        assert losses[k].tolist() == pytest.approx(by_hand(uneven, cohort, k, splits[split].valid), abs=1e-12)
 
 
 def test_tabm_is_judged_by_the_answers_averaged_over_its_inner_networks(dataset: Dataset) -> None:

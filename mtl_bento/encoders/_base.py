@@ -58,11 +58,23 @@ class Encoder(Stacked, Generic[AnySpec]):
 
     @abstractmethod
     def prepare(self, values: Tensor) -> Tensor:
-        """Return what can be computed once per row, before training: [B, C] -> [B, C']."""
+        """Return what can be computed once per row, whatever the spec: [B, C] -> [B, C']."""
+
+    def unfold(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        """Return what `forward` reads: what follows from the spec's `MustMatch` fields and nothing learned by gradient.
+
+        Training computes it once for all rows, where memory allows: [..., B, C'] -> each [..., B, C''].
+        """
+        return (prepared,)
 
     @abstractmethod
-    def forward(self, prepared: Tensor) -> Tensor:
-        """prepared [K or 1, B, C'] -> features [K or 1, B, F]; the 1 where nothing in it is learned per member."""
+    def forward(self, *unfolded: Tensor) -> Tensor:
+        """Each [K or 1, B, C''] -> features [K or 1, B, F]; the 1 where nothing in it is learned per member."""
+
+    def features(self, prepared: Tensor) -> Tensor:
+        """Return features [K or 1, B, F] of prepared rows [K or 1, B, C']."""
+        encoded: Tensor = self(*self.unfold(prepared))
+        return encoded
 
 
 ENCODERS: Registry[Encoder[Any]] = Registry("encoder", package="mtl_bento.encoders", group="mtl_bento.encoders")

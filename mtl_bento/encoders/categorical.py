@@ -87,18 +87,20 @@ class CategoricalEncoder(Encoder[CategoricalEncoderSpec]):
         """Codes [B, C] -> codes [B, C] from 0: missing, the levels, other."""
         return values + 1
 
-    def forward(self, prepared: Tensor) -> Tensor:
-        """Codes [K or 1, B, C] -> [K or 1, B, F]."""
-        hot = (prepared.index_select(-1, self.hot_column) == self.hot_code).to(self.unit.dtype)  # [K or 1, B, H]
+    def unfold(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        """Codes [..., B, C] -> one-hot features [..., B, H] and rows of the embedding table [..., B, E]."""
+        hot = (prepared.index_select(-1, self.hot_column) == self.hot_code).to(self.unit.dtype)
+        return hot, prepared.index_select(-1, self.embedded) + self.offset
+
+    def forward(self, *unfolded: Tensor) -> Tensor:
+        """Features [K or 1, B, H] and table rows [K or 1, B, E] -> [K or 1, B, F]."""
+        hot, codes = unfolded
         if not len(self.embedded):
             return hot
         members, rows, width = self.table.shape
-        codes = (prepared.index_select(-1, self.embedded) + self.offset).expand(members, -1, -1)  # [K, B, E]
-        places = codes + torch.arange(members, device=codes.device).view(-1, 1, 1) * rows
-        vectors = nn.functional.embedding(places, self.table.reshape(members * rows, width)).flatten(
-            2
-        )  # [K, B, E * width]
-        return torch.cat([hot.expand(members, -1, -1), vectors], -1)
+        places = codes + torch.arange(members, device=codes.device).view(-1, 1, 1) * rows  # [K, B, E]
+        vectors = nn.functional.embedding(places, self.table.reshape(members * rows, width))
+        return torch.cat([hot.expand(members, -1, -1), vectors.flatten(2)], -1)
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

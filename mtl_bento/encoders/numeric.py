@@ -91,13 +91,17 @@ class NumericEncoder(Encoder[NumericEncoderSpec]):
         score = torch.special.ndtri(_halfway(knots, x)).clamp(-CLIP, CLIP).to(dtype)
         return torch.where(x.isnan(), torch.nan, score).T.contiguous()
 
-    def forward(self, prepared: Tensor) -> Tensor:
-        """Scores [K or 1, B, C] -> [K or 1, B, F]: scores, bins, missing flags."""
+    def unfold(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        """Scores [..., B, C] -> [..., B, F]: scores, bins, missing flags."""
         bins = (prepared.index_select(-1, self.column) - self.low) * self.slope
         parts = [prepared.nan_to_num(0.0), bins.clamp(0, 1).nan_to_num(0.0)]
         if len(self.flagged):
             parts.append(prepared.index_select(-1, self.flagged).isnan().to(prepared.dtype))
-        return torch.cat(parts, -1)
+        return (torch.cat(parts, -1),)
+
+    def forward(self, *unfolded: Tensor) -> Tensor:
+        """Return the features as they are: nothing here is learned by gradient."""
+        return unfolded[0]
 
 
 def _knots(known: Tensor) -> Tensor:

@@ -53,7 +53,11 @@ class VectorEncoder(Encoder[VectorEncoderSpec]):
         """Raw numbers [B, C] -> standardised, cut at ten standard deviations, NaN where missing: [B, C]."""
         return ((values - self.mean) / self.spread).clamp(-10, 10)
 
-    def forward(self, prepared: Tensor) -> Tensor:
-        """[K or 1, B, C] -> [K or 1, B, C + columns]."""
+    def unfold(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        """[..., B, C] -> [..., B, C + columns]: numbers, missing flags."""
         flags = prepared[..., self.first].isnan().to(prepared.dtype)
-        return torch.cat([prepared.nan_to_num(0.0), flags], -1)
+        return (torch.cat([prepared.nan_to_num(0.0), flags], -1),)
+
+    def forward(self, *unfolded: Tensor) -> Tensor:
+        """Return the features as they are: nothing here is learned by gradient."""
+        return unfolded[0]

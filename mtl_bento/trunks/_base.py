@@ -34,6 +34,11 @@ class TrunkSpec(Spec):
     activation: Annotated[Literal["relu", "silu", "identity"], MustMatch] = "relu"
     """Non-linearity after each shared layer; each maps 0 to 0, which zero padding needs."""
 
+    @property
+    def copies(self) -> int:
+        """How many times a shared layer is computed for a row: what it costs, and what its activations take."""
+        return 1
+
 
 @dataclass(frozen=True)
 class TrunkSizes:

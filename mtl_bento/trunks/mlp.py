@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
+import torch
 from torch import Generator, Tensor, nn
 
 from mtl_bento.layers import ACTIVATIONS, Dropout, StackedLinear, narrowed
+from mtl_bento.perceptron import perceptron
 from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
 
 
@@ -53,6 +55,8 @@ class Layers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [K or 1, M, B, F] -> [K, M, B, D]."""
+        if self.activation is torch.relu:
+            return self._at_once(x)
         x = self._layer(0, x)
         for level in range(1, len(self.linears)):
             x = narrowed(x, self.counts[level], partial(self._layer, level))
@@ -61,6 +65,22 @@ class Layers(nn.Module):
     def _layer(self, level: int, x: Tensor) -> Tensor:
         out: Tensor = self.dropouts[level](self.activation(self.linears[level](x)))
         return out
+
+    def _at_once(self, x: Tensor) -> Tensor:
+        """Return the same for ReLU, all layers as one function."""
+        linears = [cast(StackedLinear, linear) for linear in self.linears]
+        members, inner = linears[0].weight.shape[:2]
+        each, rows, n_features = (x.shape[1] if inner == 1 else 1), x.shape[2], x.shape[3]
+        # Weights [G, F, D] and biases [G, 1, D]: a group is a member, or an inner member with weights of its own.
+        weights = [linear.weight.flatten(0, 1) for linear in linears]
+        biases = [linear.bias.flatten(0, 1) for linear in linears if linear.bias is not None]
+        groups, width = len(weights[0]), weights[0].shape[2]
+        x = x.expand(members, each * inner, rows, n_features).reshape(groups, each * rows, n_features)
+        dropped = [
+            cast(Dropout, dropout).at(len(weight), each * rows, width, x.dtype)
+            for dropout, weight in zip(self.dropouts, weights, strict=True)
+        ]
+        return perceptron(x, weights, biases, dropped).view(members, each * inner, rows, width)
 
 
 @TRUNKS.register(MLPSpec)

@@ -25,6 +25,11 @@ class MMoESpec(TrunkSpec):
     n_experts: Annotated[int, Field(ge=1, le=64), Searched(2, 8, differs=False)] = 4
     """Experts shared by all tasks; one expert is a plain shared bottom."""
 
+    @property
+    def copies(self) -> int:
+        """One for each expert."""
+        return self.n_experts
+
 
 @TRUNKS.register(MMoESpec)
 class MMoE(Trunk[MMoESpec]):

@@ -25,6 +25,11 @@ class TabMSpec(TrunkSpec):
     inner: Annotated[int, Field(ge=2, le=64), MustMatch] = 8
     """Inner networks M; the cost grows with it."""
 
+    @property
+    def copies(self) -> int:
+        """One for each inner network."""
+        return self.inner
+
 
 @TRUNKS.register(TabMSpec)
 class TabM(Trunk[TabMSpec]):

@@ -21,8 +21,11 @@ class Executor(ABC):
     @abstractmethod
     def advance(
         self, stacks: Sequence[Stack], goal: int, *, reference: Sequence[float] | None, deadline: float
-    ) -> list[Stack]:
-        """Return every stack trained up to step `goal`, or up to the deadline (`time.monotonic()`)."""
+    ) -> list[Stack | None]:
+        """Return every stack trained up to step `goal`, or up to the deadline (`time.monotonic()`).
+
+        One for which the memory does not suffice comes back as None, and leaves the memory free.
+        """
 
     @abstractmethod
     def stop(self) -> None:

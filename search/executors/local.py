@@ -8,6 +8,7 @@ read here comes from elsewhere: parent and child are the same program.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import math
 import os
@@ -26,7 +27,7 @@ import torch
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import RunError
 from mtl_bento.tasks._base import TASKS
-from mtl_bento.training import Stack, advance
+from mtl_bento.training import Stack, Stop, advance
 from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search.executors._base import Executor
 
@@ -52,6 +53,27 @@ class Stopper:
         return self._asked or time.monotonic() > self.deadline
 
 
+def advance_if_it_fits(
+    stack: Stack, dataset: Dataset, goal: int, *, reference: Sequence[float] | None, stop: Stop
+) -> Stack | None:
+    """Return a stack trained up to step `goal`, or None where memory ran out; what it took is then free again."""
+    try:
+        return advance(stack, dataset, goal, reference=reference, stop=stop)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    # Not in the handler: until here the error's traceback held the cohort.
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: CUDA's allocator has a class for it, others only words."""
+    words = ("out of memory", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in words)
+
+
 class InProcess(Executor):
     """One stack after another on the dataset's device, in this process."""
 
@@ -66,10 +88,10 @@ class InProcess(Executor):
 
     def advance(
         self, stacks: Sequence[Stack], goal: int, *, reference: Sequence[float] | None, deadline: float
-    ) -> list[Stack]:
-        """Return every stack trained up to step `goal`, or up to the deadline."""
+    ) -> list[Stack | None]:
+        """Return every stack trained up to step `goal`, or up to the deadline; None for one that does not fit."""
         self._stop.deadline = deadline
-        return [advance(s, self.dataset, goal, reference=reference, stop=self._stop) for s in stacks]
+        return [advance_if_it_fits(s, self.dataset, goal, reference=reference, stop=self._stop) for s in stacks]
 
     def stop(self) -> None:
         """End training early, now and from now on."""
@@ -94,8 +116,8 @@ class Processes(Executor):
 
     def advance(
         self, stacks: Sequence[Stack], goal: int, *, reference: Sequence[float] | None, deadline: float
-    ) -> list[Stack]:
-        """Return every stack trained up to step `goal`, or up to the deadline; the costliest start first.
+    ) -> list[Stack | None]:
+        """Return every stack trained up to step `goal`, or up to the deadline, the costliest first; None as above.
 
         Raises RunError where a worker died, and WorkerError where it failed, at once: what is left is to close.
         """
@@ -202,7 +224,7 @@ def _ended(code: int) -> str:
 def cost(stack: Stack) -> float:
     """Return a rough cost of a step of a stack, to start the costliest first."""
     trunks = [member.spec.network.trunk for member in stack.members]
-    return float(sum(getattr(t, "inner", 1) * t.width * (t.width * t.shared_depth + 256) for t in trunks))
+    return float(sum(t.copies * t.width * (t.width * t.shared_depth + 256) for t in trunks))
 
 
 def make_executor(dataset: Dataset, *, n_workers: int | None = None) -> Executor:

@@ -13,8 +13,7 @@ import traceback
 
 import torch
 
-from mtl_bento.training import advance
-from mtl_bento_search.executors.local import STOP_SIGNAL, Stopper, packed_bytes, receive, send
+from mtl_bento_search.executors.local import STOP_SIGNAL, Stopper, advance_if_it_fits, packed_bytes, receive, send
 from mtl_bento_search.tuning import tune_process
 
 
@@ -34,7 +33,7 @@ def main() -> None:
         stack, goal, reference, deadline = pickle.loads(messages.get())
         try:
             stop.deadline = deadline
-            answer = packed_bytes(advance(stack, dataset, goal, reference=reference, stop=stop))
+            answer = packed_bytes(advance_if_it_fits(stack, dataset, goal, reference=reference, stop=stop))
         except Exception:
             answer = packed_bytes("A worker failed.\n" + traceback.format_exc())
         with contextlib.suppress(BrokenPipeError):  # the driver is gone: `listen` ends the process

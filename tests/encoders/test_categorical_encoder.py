@@ -21,7 +21,7 @@ def encoder(codes: list[list[int]], *sizes: int, members: int = 1, **fields: int
 
 
 def features(built: CategoricalEncoder, codes: list[list[int]]) -> torch.Tensor:
-    return built(built.prepare(torch.tensor(codes))[None])
+    return built.features(built.prepare(torch.tensor(codes))[None])
 
 
 def test_a_small_column_has_a_feature_for_each_code_that_training_saw() -> None:

@@ -90,7 +90,7 @@ def test_bins_are_the_piecewise_linear_encoding_of_the_scores() -> None:
     values = RNG.normal(size=(500, 1)).astype(np.float32)
     built = encoder(values, n_bins=4)
     prepared = built.prepare(torch.from_numpy(values))
-    features = built(prepared[None])[0].numpy()
+    features = built.features(prepared[None])[0].numpy()
     # Quartiles of normal scores; the outer cuts lie where scores are cut.
     cuts = np.array([-3, -0.6744897501960817, 0, 0.6744897501960817, 3])
     x = prepared.numpy()
@@ -114,7 +114,7 @@ def test_a_missing_cell_is_all_zeros_and_a_flag_where_training_had_missing_cells
     built = encoder(values, n_bins=2)
     assert built.n_features == 2 + 2 * 2 + 1
     prepared = built.prepare(torch.tensor([[float("nan"), float("nan")], [0.0, 0.0]]))
-    missing, known = built(prepared[None])[0]
+    missing, known = built.features(prepared[None])[0]
     assert missing.tolist() == [0] * 6 + [1]
     assert known[-1] == 0
     assert known[:6].abs().sum() > 0
@@ -123,7 +123,7 @@ def test_a_missing_cell_is_all_zeros_and_a_flag_where_training_had_missing_cells
 def test_a_column_that_is_all_missing_in_training_is_a_constant_and_a_flag() -> None:
     built = encoder(np.full((10, 1), np.nan, np.float32))
     assert built.n_features == 2
-    features = built(built.prepare(torch.tensor([[float("nan")], [5.0], [-5.0]]))[None])[0]
+    features = built.features(built.prepare(torch.tensor([[float("nan")], [5.0], [-5.0]]))[None])[0]
     assert features[0].tolist() == [0, 1]
     assert torch.isfinite(features).all()
 

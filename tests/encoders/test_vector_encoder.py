@@ -18,7 +18,7 @@ def encoder(values: np.ndarray, *sizes: int) -> VectorEncoder:
 
 
 def features(built: VectorEncoder, values: list[list[float]]) -> torch.Tensor:
-    return built(built.prepare(torch.tensor(values))[None])[0]
+    return built.features(built.prepare(torch.tensor(values))[None])[0]
 
 
 def test_numbers_are_standardised_and_each_column_has_a_missing_flag() -> None:

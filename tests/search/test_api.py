@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,15 @@ import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from small import TARGETS, make_table
 
 import mtl_bento as mb
+from mtl_bento.dataset import Dataset
 from mtl_bento.errors import MtlBentoError, RunError, SchemaError, SpecError
-from mtl_bento_search import api, metrics
+from mtl_bento.training import Stack
+from mtl_bento_search import api, metrics, rounds
+from mtl_bento_search.executors import local
 from mtl_bento_search.executors.local import InProcess, make_executor
 from mtl_bento_search.run import Run
 from mtl_bento_search.storage import repair_journal
@@ -136,6 +140,71 @@ def test_the_same_call_again_changes_nothing_and_looks_at_no_test_row(tmp_path: 
     again = small_search(tmp_path / "small", n_trials=2)
     assert again.result == first
     assert again.result["test_looks"] == 1
+
+
+class Recorder(InProcess):
+    """Pretends to a number of workers, and keeps how many members each stack held."""
+
+    workers = 1
+    sizes: list[int] = []
+
+    @property
+    def n_workers(self) -> int:
+        return self.workers
+
+    def advance(self, stacks: Sequence[Stack], goal: int, **given: Any) -> Any:
+        self.sizes += [len(stack.members) for stack in stacks]
+        return super().advance(stacks, goal, **given)
+
+
+def test_a_run_that_goes_on_with_fewer_cores_stacks_as_where_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "make_executor", Recorder)
+    monkeypatch.setattr(Recorder, "workers", 3)
+    first = small_search(tmp_path / "small", n_trials=1)
+    packing = {"room": 2**18, "least": 4, "most": 64, "n_workers": 3, "ran_out": []}
+    assert first.result["packing"] == packing
+    monkeypatch.setattr(Recorder, "workers", 1)
+    monkeypatch.setattr(Recorder, "sizes", [])
+    longer = small_search(tmp_path / "small", n_trials=7)
+    assert longer.result["packing"] == packing
+    assert max(Recorder.sizes) == 2  # six trials for three workers; for one they would be stacks of all of a kind
+
+
+def test_a_search_that_runs_out_of_memory_ends_as_one_of_smaller_stacks_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without dropout: its bits are drawn by stack.
+    search = {"trunk": ["mlp"], "space": {"steps": 48, "width": 8, "batch_size": 64, "dropout": 0.0}}
+    whole, tried = local.advance, list[int]()
+
+    def starved(stack: Stack, *given: Any, **named: Any) -> Stack:
+        tried.append(len(stack.members))
+        if len(stack.members) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.")
+        return whole(stack, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "advance", starved)
+        cut = small_search(tmp_path / "cut", n_trials=5, search=search)
+        assert tried[:8] == [13, 6, 6, 1, 3, 3, 3, 3]  # trial 0, and four tasks alone with three seeds
+        assert max(tried[8:]) == 3
+        packing = {"room": 3 * 64 * 8, "least": 3, "most": 64, "n_workers": 1, "ran_out": [13, 6]}
+        assert cut.result["packing"] == packing
+        note = "ran out of memory with 13 stacked members; went on with 6"
+        assert note in cut.result["notes"]
+        assert note in (cut.folder / "report.html").read_text(encoding="utf-8")
+        tried.clear()
+        longer = small_search(tmp_path / "cut", n_trials=10, search=search)  # resumed, it does not run out again
+        assert max(tried) == 3
+        assert longer.result["packing"] == packing
+    monkeypatch.setattr(rounds, "SUITED", {"cpu": (3 * 64 * 8, 3, 64)})
+    small = small_search(tmp_path / "small", n_trials=5, search=search)
+    small = small_search(tmp_path / "small", n_trials=10, search=search)
+    assert small.result["packing"] == {**packing, "ran_out": []}
+    assert trials_of(longer) == trials_of(small)
+    assert [t["ours"] for t in longer.result["tasks"]] == [t["ours"] for t in small.result["tasks"]]
 
 
 def test_raised_totals_resume_and_the_second_look_is_said(tmp_path: Path) -> None:
@@ -300,7 +369,10 @@ def table_with(**columns: Any) -> pa.Table:
             "'kept' is 'a' in every training",
         ),
         ({"targets": ["income"], "executor": "moon"}, SpecError, "allowed: local"),
-        ({"targets": ["income"], "device": "cuda:99"}, SpecError, "Device 'cuda:99' is not here"),
+        ({"targets": ["income"], "device": "cuda:99"}, SpecError, "Device 'cuda:99' is not here; allowed: auto, cpu"),
+        ({"targets": ["income"], "device": "meta"}, SpecError, "Device 'meta' is not here; allowed: auto, cpu"),
+        ({"targets": ["income"], "device": "gpu"}, SpecError, "Device 'gpu' is not here; allowed: auto, cpu"),
+        ({"targets": ["income"], "device": "hpu"}, SpecError, "Device 'hpu' is not here; allowed: auto, cpu"),
         ({"targets": ["income"], "serch": {}}, SpecError, r"serch is not a known key; did you mean 'search'"),
     ],
 )
@@ -316,6 +388,19 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     )
     with pytest.raises(error, match=words) as caught:
         mb.search(table, out=tmp_path / "run", n_trials=1, **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_that_does_not_fit_into_the_memory_of_a_gpu_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 GiB.")
+
+    monkeypatch.setattr(Dataset, "build", upload)
+    with pytest.raises(SpecError, match="does not fit into the memory of the device; give --device cpu") as caught:
+        small_search(tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 

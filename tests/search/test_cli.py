@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from small import make_table
@@ -159,6 +160,20 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     options: list[str], words: str, folder: Path, tmp_path: Path
 ) -> None:
     assert words in refused("search", folder / "t.parquet", *options, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_cuda_without_a_gpu_is_one_line_and_auto_then_takes_the_cpu(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gpu(*_: Any, **__: Any) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert api.pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch, "zeros", no_gpu)
+    line = refused("search", folder / "t.parquet", "--target", "income", "--device", "cuda", "--out", tmp_path / "run")
+    assert line == f"Error: Device 'cuda' is not here; allowed: auto, cpu; torch {torch.__version__} sees no GPU."
     assert not (tmp_path / "run").exists()
 
 

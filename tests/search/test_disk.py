@@ -17,7 +17,7 @@ from mtl_bento.errors import RunError
 from mtl_bento_search.run import Folder
 
 FULL = {
-    "the journal": ("optuna.storages.journal:JournalFileBackend.append_logs", 150, "full"),
+    "the journal": ("optuna.storages.journal:JournalFileBackend.append_logs", 40, "full"),
     "a round's checkpoint": ("mtl_bento_search.checkpoints:write_file~round.safetensors", 4, "full"),
     "a trial's weights": ("mtl_bento_search.checkpoints:write_file~trial-00002", 1, "full"),
     "the state": ("mtl_bento_search.run:write_file~state.json", 3, "full"),

@@ -65,7 +65,7 @@ MOMENTS = {
     "a trial is there without parameters": ("optuna.storages:JournalStorage.create_new_trial", 10, "after"),
     "a trial is asked, in the second batch": ("optuna.storages:JournalStorage.set_trial_param", 105, "before"),
     "a batch is asked and not yet written": ("mtl_bento_search.study:save_round", 5, "before"),
-    "the journal has half a line": ("optuna.storages.journal:JournalFileBackend.append_logs", 150, "tear"),
+    "the journal has half a line": ("optuna.storages.journal:JournalFileBackend.append_logs", 40, "tear"),
     "a round is written beside": ("pathlib:Path.replace~.round.safetensors", 6, "before"),
     "a round is renamed": ("pathlib:Path.replace~.round.safetensors", 6, "after"),
     "a rung is trained": ("mtl_bento.training:Cohort._look", 60, "before"),
@@ -165,13 +165,15 @@ def test_a_round_with_a_flipped_byte_is_named_and_trained_again_where_it_is_remo
     zygote: Zygote, whole: Whole, tmp_path: Path
 ) -> None:
     path = tmp_path / "run" / "checkpoints" / "round.safetensors"
-    assert zygote.sit(tmp_path / "run", n_trials=N_TRIALS, at=MOMENTS["a round is renamed"])["code"] == KILLED
+    asked = ("pathlib:Path.replace~.round.safetensors", 1, "after")
+    assert zygote.sit(tmp_path / "run", n_trials=N_TRIALS, at=asked)["code"] == KILLED
     flip(path)
     answer = zygote.sit(tmp_path / "run", n_trials=N_TRIALS)
     assert answer["code"] == 2
-    assert answer["error"] == (
-        f"{path} is missing or damaged (its checksum differs). Put a whole copy in its place, or search anew with "
-        "another --out; unless it is a trial's, it is also trained again where you remove it."
+    assert answer["error"].startswith(f"{path} is missing or damaged (")
+    assert answer["error"].endswith(
+        "). Put a whole copy in its place, or search anew with another --out; unless it is a trial's, it is also "
+        "trained again where you remove it."
     )
     path.unlink()
     assert zygote.sit(tmp_path / "run", n_trials=N_TRIALS)["code"] == 0
