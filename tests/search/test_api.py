@@ -201,7 +201,7 @@ def test_a_search_that_runs_out_of_memory_ends_as_one_of_smaller_stacks_and_says
         longer = small_search(tmp_path / "cut", n_trials=10, search=search)  # resumed, it does not run out again
         assert max(tried) == 3
         assert longer.result["packing"] == packing
-    monkeypatch.setattr(rounds, "SUITED", {"cpu": (3 * 64 * 8, 3, 64)})
+    monkeypatch.setattr(rounds, "SUITED", {"cpu": (3 * 64 * 8, 2**20, 2, 64)})
     small = small_search(tmp_path / "small", n_trials=5, search=search)
     small = small_search(tmp_path / "small", n_trials=10, search=search)
     assert small.result["packing"] == {**packing, "ran_out": []}
