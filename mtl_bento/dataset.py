@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,12 @@ class Dataset:
     def dtype(self) -> torch.dtype:
         """The floating-point type of training."""
         return self.trivial.dtype
+
+    @cached_property
+    def label_weights(self) -> tuple[Tensor | None, ...]:
+        """Weight of each task's labels in its loss [N], 0 where missing; None where all are 1."""
+        each = [task.label_weights(label, self.weights) for task, label in zip(self.tasks, self.targets, strict=True)]
+        return tuple(None if weight is None else weight.to(self.dtype) for weight in each)
 
     def take(self, values: Tensor, index: Tensor) -> Tensor:
         """Return rows `index` [K, B] of values [N, ...]: [K, B, ...]."""

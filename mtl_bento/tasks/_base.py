@@ -124,17 +124,32 @@ class Task(ABC, Generic[AnySpec]):
         outputs [K, M, B, O], targets [K or 1, 1, B, ...] -> [K, M, B]; finite (any value) where the label is missing.
         """
 
+    def label_weights(self, targets: Tensor, weights: Tensor | None = None) -> Tensor | None:
+        """Return each label's weight in the loss [..., B], 0 where it is missing; None where all are 1.
+
+        targets [..., B, ...], weights [..., B] of the rows, or None for equal ones.
+        """
+        known = self.known(targets)
+        weight = known.to(torch.get_default_dtype() if weights is None else weights.dtype)
+        for factor in (weights, self.emphasis(targets)):
+            weight = weight if factor is None else weight * factor
+        return None if weight.numel() and bool((weight == 1).all()) else weight
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return each member's mean loss over its labelled rows and over M: [K]; 0 where no row is labelled.
 
-        outputs [K, M, B, O], targets [K or 1, B, ...], weights [K or 1, B] or None for equal ones.
+        outputs [K, M, B, O], targets [K or 1, B, ...], weights [K or 1, B] of the rows or None for equal ones.
         """
-        weight = self.known(targets).to(outputs.dtype)
-        for factor in (weights, self.emphasis(targets)):
-            weight = weight if factor is None else weight * factor.to(outputs.dtype)
-        losses = self.row_losses(outputs, targets.unsqueeze(1)).mean(1)  # [K, B]
+        return self.mean_loss(outputs, targets, self.label_weights(targets, weights))
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor, label_weights: Tensor | None) -> Tensor:
+        """Return the same with the weight of each label [K or 1, B] already known, as training has it once for all."""
+        losses = self.row_losses(outputs, targets.unsqueeze(1))  # [K, M, B]
+        if label_weights is None:
+            return losses.mean((1, 2))
+        weight = label_weights.to(losses.dtype)
         # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
-        return (losses * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+        return (losses.mean(1) * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
     @abstractmethod
     def activate(self, outputs: Tensor) -> Tensor:
