@@ -2,13 +2,13 @@
 
 Missing labels are decided here, once: NaN for numbers, -1 for class codes, from the table to the loss.
 
-Letters: K members, M TabM's inner members, B rows, O outputs of a head.
+Letters: K members, M TabM's inner members, B rows, L positions, O outputs of a head.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mtl_bento.columns._base import Column
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento.registry import Registry
 from mtl_bento.spec import Spec
@@ -45,6 +46,9 @@ class Task(ABC, Generic[AnySpec]):
     metrics: ClassVar[tuple[str, ...]]
     """Names of the metrics that this kind reports, the default first (`mtl_bento_search.metrics` computes them)."""
 
+    positional: ClassVar[bool] = False
+    """Whether it answers by position: outputs [K, M, B, L, O], targets [B, L], answers [B, L * O'] side by side."""
+
     def __init__(self, spec: AnySpec) -> None:
         self.spec = spec
         if spec.metric is not None and spec.metric not in self.metrics:
@@ -62,6 +66,20 @@ class Task(ABC, Generic[AnySpec]):
     def metric(self) -> str:
         """The metric shown first."""
         return self.spec.metric or self.metrics[0]
+
+    @property
+    def reads(self) -> str | None:
+        """The input column whose positions or picture it speaks of; None where it is none, or the only one there is."""
+        return None
+
+    def place(self, table: pa.Table, columns: Sequence[Column]) -> Self:
+        """Return the task for the rows of a table, where labels and answers cannot be read without the inputs.
+
+        Whoever encodes labels, or turns answers into values, columns, rows or scores, places the task on the same rows
+        first. `columns` are the model's inputs; the table may lack some of them.
+        """
+        del table, columns
+        return self
 
     @classmethod
     def survey(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
