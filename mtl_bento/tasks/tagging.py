@@ -182,12 +182,8 @@ class Tagging(PositionsTask[TaggingSpec]):
         texts, found = self._placed(len(answers)), self._decoded(answers)
         numbers = iter(shortest(np.array([p for spans in found for _, p in spans])))
         return [
-            {
-                "value": [
-                    {**e._asdict(), "text": t.text[e.start : e.end], "probability": next(numbers)} for e, _ in spans
-                ]
-            }
-            for t, spans in zip(texts, found, strict=True)
+            {"value": [_answer(entity, text.text, next(numbers)) for entity, _ in spans]}
+            for text, spans in zip(texts, found, strict=True)
         ]
 
     def card(self) -> dict[str, Any]:
