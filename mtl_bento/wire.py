@@ -395,10 +395,10 @@ def _tied(path: str, answer: Mapping[str, Any]) -> bool:
     if not re.fullmatch(r"value(\[\d+\])*", path):
         return False
     if "probabilities" not in answer:
-        return abs(answer.get("probability", 1.0) - 0.5) <= TOLERANCE
+        return bool(abs(answer.get("probability", 1.0) - 0.5) <= TOLERANCE)
     cell = [int(place) for place in re.findall(r"\d+", path)]
     likeliest = sorted((reduce(getitem, cell, shares) for shares in answer["probabilities"].values()), reverse=True)
-    return len(likeliest) > 1 and likeliest[0] - likeliest[1] <= 2 * TOLERANCE
+    return len(likeliest) > 1 and bool(likeliest[0] - likeliest[1] <= 2 * TOLERANCE)
 
 
 def _is_number(value: Any) -> bool:

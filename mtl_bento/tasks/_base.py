@@ -72,6 +72,10 @@ class Task(ABC, Generic[AnySpec]):
         """The input column whose positions or picture it speaks of; None where it is none, or the only one there is."""
         return None
 
+    def suited(self, column: Column) -> Column:
+        """Return an input column of the kind that it reads, as it needs it: a picture with a grid of its own shape."""
+        return column
+
     def place(self, table: pa.Table, columns: Sequence[Column]) -> Self:
         """Return the task for the rows of a table, where labels and answers cannot be read without the inputs.
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from mtl_bento.columns._base import Column
 from mtl_bento.columns.categorical import by_text, text_of
 from mtl_bento.errors import SchemaError, SpecError
 from mtl_bento.tasks._base import TASKS, TaskSpec, shortest
@@ -53,6 +54,11 @@ class Grid(PositionsTask[GridSpec]):
     def reads(self) -> str | None:
         """The picture."""
         return self.spec.image
+
+    def suited(self, column: Column) -> Column:
+        """Return a picture with a grid of this shape, other columns as they are."""
+        has_grid = "grid" in type(column).model_fields
+        return column.model_copy(update={"grid": self.spec.shape}) if has_grid else column
 
     @classmethod
     def survey(cls, spec: GridSpec, values: pa.ChunkedArray) -> GridSpec:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from mtl_bento.columns.numeric import NumericColumn
 from mtl_bento.errors import SchemaError, SpecError
 from mtl_bento.tasks.grid import Grid, GridSpec
 
@@ -111,6 +112,18 @@ def test_values_and_columns_are_lists_of_rows() -> None:
     assert task.values(answers).to_pylist() == [[[0, 1, 1], [0, 0, 1]]]
     assert task.columns(answers)["proba__1"].to_pylist() == [[[0.25, 0.75, 1.0], [0.0, 0.5, 0.75]]]
     assert task.scored(answers).shape == (1, 6, 2)
+
+
+class Picture(NumericColumn):
+    """A column with a grid, as pictures have."""
+
+    grid: tuple[int, int] = (8, 8)
+
+
+def test_a_picture_gets_the_grid_of_its_labels() -> None:
+    task = fit(CARS)
+    assert task.suited(Picture(name="photo")) == Picture(name="photo", grid=(2, 3))
+    assert task.suited(NumericColumn(name="age")) == NumericColumn(name="age")
 
 
 def test_flat_labels_without_a_shape_are_one_line_with_an_example() -> None:
