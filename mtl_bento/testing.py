@@ -145,7 +145,14 @@ def check_encoder(
     _check_refusals(spec, lambda specs: sample_members(dataset, encoders=specs), dataset)
 
 
-def check_task(task: TaskSpec, labels: pa.ChunkedArray | pa.Array | Sequence[Any]) -> None:
+def check_task(
+    task: TaskSpec,
+    labels: pa.ChunkedArray | pa.Array | Sequence[Any],
+    *,
+    known: Sequence[bool] | None = None,
+    table: pa.Table | None = None,
+    columns: Sequence[Column] = (),
+) -> None:
     """Raise BrokenPromiseError unless a task keeps its promises.
 
     A row without a label counts for nothing, a batch of them gives loss 0 and no gradient; weights have the effect of
@@ -155,20 +162,31 @@ def check_task(task: TaskSpec, labels: pa.ChunkedArray | pa.Array | Sequence[Any
     Args:
         task: the spec as a user writes it, not yet fitted.
         labels: training labels of at least two values, some missing.
+        known: which rows are labelled, where that is not simply where a cell is.
+        table, columns: inputs of the same rows, for a task that reads them (`Task.place`).
     """
     cells = labels if isinstance(labels, pa.ChunkedArray) else pa.chunked_array([pa.array(labels)])
     task_class: Any = TASKS.class_of(type(task))
     fitted = check_spec(task_class.fit(task, cells), TASKS)
-    built: Task[Any] = task_class(fitted)
+    inputs = pa.table({"": pa.nulls(len(cells))}) if table is None else table
+
+    def placed(n_rows: int) -> Task[Any]:
+        built: Task[Any] = task_class(fitted)
+        return built.place(inputs.slice(0, n_rows), columns)
+
+    built = placed(len(cells))
     targets = torch.from_numpy(built.encode(cells))
-    labelled = [value not in (None, "") and value == value for value in cells.to_pylist()]  # noqa: PLR0124 - no NaN
+    if known is None:
+        labelled = [value not in (None, "") and value == value for value in cells.to_pylist()]  # noqa: PLR0124 - no NaN
+    else:
+        labelled = list(known)
     if all(labelled):
         raise ValueError("give labels of which some are missing, so that masking can be checked")
     _promise(built.known(targets).tolist() == labelled, "`known` must be true exactly where there is a label")
     _check_fit_refuses(task_class, task, cells)
     _check_losses(built, targets)
     _check_judged(built, targets)
-    _check_answers(built, cells)
+    _check_answers(built, placed, cells)
 
 
 def check_weighting(weighting: type[WeightingSpec] | WeightingSpec, *others: WeightingSpec) -> None:
@@ -670,9 +688,14 @@ def _check_fit_refuses(task_class: Any, spec: TaskSpec, cells: pa.ChunkedArray) 
             raise BrokenPromiseError(f"`fit` must raise SchemaError where all labels are {what}")
 
 
+def _head_shape(task: Task[Any], targets: Tensor) -> tuple[int, ...]:
+    """Return the shape of one row's outputs: (O,), or (L, O) where it answers by position."""
+    return (targets.shape[1], task.n_outputs) if task.positional else (task.n_outputs,)
+
+
 def _check_losses(task: Task[Any], targets: Tensor) -> None:
     n, rows, known = 3, len(targets), task.known(targets)
-    outputs = _random(n, 2, rows, task.n_outputs).requires_grad_()
+    outputs = _random(n, 2, rows, *_head_shape(task, targets)).requires_grad_()
     losses = task.loss(outputs, targets[None])
     _same_shape(losses, (n,), "`loss` must return one number a member, [K]")
     (gradient,) = torch.autograd.grad(losses.sum(), outputs)
@@ -692,7 +715,7 @@ def _check_losses(task: Task[Any], targets: Tensor) -> None:
 
 def _check_judged(task: Task[Any], targets: Tensor) -> None:
     known = task.known(targets)
-    outputs = _random(1, 1, len(targets), task.n_outputs)
+    outputs = _random(1, 1, len(targets), *_head_shape(task, targets))
     judged = task.answer_losses(task.activate(outputs)[0, 0], targets)
     _promise(torch.equal(judged.isnan(), ~known), "`answer_losses` must be NaN exactly where a label is missing")
     trained = task.row_losses(outputs, targets[None, None])[0, 0]
@@ -701,11 +724,14 @@ def _check_judged(task: Task[Any], targets: Tensor) -> None:
     _promise(0 < trivial < float("inf"), f"`trivial_loss` must be above 0 and finite, not {trivial}")
 
 
-def _check_answers(task: Task[Any], cells: pa.ChunkedArray) -> None:
+def _check_answers(task: Task[Any], placed: Callable[[int], Task[Any]], cells: pa.ChunkedArray) -> None:
     n = len(cells)
-    answers = task.activate(_random(1, 1, n, task.n_outputs).float())[0, 0].numpy()
+    outputs = _random(1, 1, n, *_head_shape(task, torch.from_numpy(task.encode(cells)))).float()
+    answers = task.activate(outputs)[0, 0].numpy()
+    _promise(answers.ndim == 2, f"answers of one network must be [B, O'], not {answers.shape}")
     for b in (0, 1, n):
-        values, rows, columns = task.values(answers[:b]), task.rows(answers[:b]), task.columns(answers[:b])
+        few = placed(b)
+        values, rows, columns = few.values(answers[:b]), few.rows(answers[:b]), few.columns(answers[:b])
         sizes = {len(values), len(rows), *(len(column) for column in columns.values())}
         _promise(sizes == {b}, f"{b} answers must give as many values, objects and cells, not {sizes}")
         _promise(json.loads(json.dumps(rows, allow_nan=False)) == rows, "`rows` must be what JSON can hold")
@@ -713,12 +739,12 @@ def _check_answers(task: Task[Any], cells: pa.ChunkedArray) -> None:
     _promise(bool(task.known(encoded).all()), "predictions must be labels")
     table = {task.name: values, **{f"{task.name}__{suffix}": column for suffix, column in columns.items()}}
     columnwise = task.scored_columns({name: pa.chunked_array([column]) for name, column in table.items()})
-    _close(
-        torch.tensor(columnwise),
-        torch.tensor(task.scored(answers)),
-        "columns must be scored as answers are",
-        tolerance=1e-6,
-    )
+    scored = task.scored(answers)
+    what = "columns must be scored as answers are"
+    if scored.dtype == object:
+        _promise(columnwise.tolist() == scored.tolist(), what)
+    else:
+        _close(torch.tensor(columnwise), torch.tensor(scored), what, tolerance=1e-6)
     _promise(len(task.truth(cells)) == n, "`truth` must give a label a row")
     json.dumps(task.card(), allow_nan=False)
 

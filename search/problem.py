@@ -124,6 +124,9 @@ def make_task(
 
     Which labels there are is read off all rows; means, spreads and frequencies off the rows `learned` alone.
     """
+    if pa.types.is_nested(values.type) and options.get("kind") is None:
+        kinds = listing(TASKS.kinds())
+        raise SpecError(f"Target {name!r} holds lists; say what they are, `{name}: {{kind: KIND}}`; kinds: {kinds}.")
     kind = options.get("kind") or infer_task(values)
     spec = TASKS.parse({**options, "kind": kind, "name": name})
     task_class = TASKS.class_of(type(spec))
