@@ -69,7 +69,8 @@ def check_trunk(trunk: type[TrunkSpec] | TrunkSpec, *others: TrunkSpec) -> None:
     """Raise BrokenPromiseError unless a trunk keeps its promises.
 
     A state [K, M, B, D] for each task; padding that stays zero; rows and members that do not see each other; finite
-    gradients; and, above all, member k of a stack equals that member trained alone (`check_stack`).
+    gradients; and, above all, member k of a stack equals that member trained alone (`check_stack`). Of a trunk that
+    reads positions a state [K, M, B, L, D], in which what lies where there is no position does not matter.
 
     Args:
         trunk: the spec or its class.
@@ -80,8 +81,11 @@ def check_trunk(trunk: type[TrunkSpec] | TrunkSpec, *others: TrunkSpec) -> None:
     given = [_changed(member, dropout=0.0) or member for member in (spec, *others)]
     unlike = sorted(given if others else _varied(spec, sizes), key=lambda member: -member.shared_depth)
     alike = [unlike[0], unlike[0]]
+    by_position = TRUNKS.class_of(type(spec)).positional
     for specs in (unlike, alike, unlike[-1:]):
-        _check_states(specs)
+        (_check_positions if by_position else _check_states)(specs)
+    if by_position:
+        return
     dataset = sample_dataset()
     check_stack(sample_members(dataset, trunks=unlike), dataset)
     check_stack(sample_members(dataset, trunks=alike), dataset)
@@ -525,6 +529,74 @@ def _check_states(specs: Sequence[TrunkSpec]) -> None:
     _check_gradients(forward, trunk, features)
     trunk.train()
     _close(forward(features), states, "with dropout 0, training must answer as evaluation does")
+
+
+def _check_positions(specs: Sequence[TrunkSpec]) -> None:
+    for length, grid in ((6, None), (6, (2, 3)), (1, (1, 1))):
+        _check_states_of(specs, TrunkSizes(7, 3, length, grid))
+
+
+def _check_states_of(specs: Sequence[TrunkSpec], sizes: TrunkSizes) -> None:
+    """Check a trunk that reads positions: of five rows one has all, one has none, the others have some."""
+    n, n_rows, length = len(specs), 5, sizes.length
+    build: Any = TRUNKS.class_of(type(specs[0]))
+    trunk = build(specs, sizes, _generators(n)).double().eval()
+    real = torch.arange(length) < torch.tensor([length, 0, length // 2, 1, length - 1]).unsqueeze(1)
+    mask = torch.cat([real, real.flip(0)])[torch.arange(n).unsqueeze(1) + torch.arange(n_rows)]  # [K, B, L]
+    features = _random(n, n_rows, length, sizes.n_features)
+
+    def states_of(trunk: Any, features: Tensor, mask: Tensor) -> Tensor:
+        return torch.stack(list(trunk(features, mask)))  # [T, K, M, B, L, D]
+
+    states, widest = states_of(trunk, features, mask), max(trunk.widths)
+    for b in (0, 1, n_rows):
+        shape = (sizes.n_tasks, n, trunk.inner, b, length, widest)
+        some = states_of(trunk, features[:, :b], mask[:, :b])
+        _same_shape(some, shape, "states must be T of [K, M, B, L, D]")
+    for k, width in enumerate(trunk.widths):
+        _promise(not bool(states[:, k, ..., width:].any()), f"states beyond a member's width ({width}) must be zero")
+    given = states_of(trunk, features[:1], mask[:1])
+    expanded = states_of(trunk, features[:1].expand_as(features), mask[:1].expand_as(mask))
+    _close(given, expanded, "features [1, B, L, F] must count for every member")
+    changed = torch.where(mask.unsqueeze(-1), features, features * 100 + 1)
+    held = mask[None, :, None, :, :, None]
+    other = states_of(trunk, changed, mask)
+    _close(other * held, states * held, "what lies where there is no position must not matter to the others")
+    for k, spec in enumerate(specs):
+        alone = build([spec], sizes, _generators(n)[k : k + 1]).double().eval()
+        state = states_of(alone, features[k : k + 1], mask[k : k + 1])
+        _close(states[:, k, ..., : trunk.widths[k]], state[:, 0], f"member {k} must have the state it has alone")
+        _check_alike(trunk, states[:, k].square().sum(), alone, state.square().sum(), k)
+
+    def forward(values: Tensor) -> Tensor:
+        """values [K, L, B, F + 1], the last the mask, so that rows lie where the checks below look for them."""
+        return states_of(trunk, values[..., :-1].transpose(1, 2), values[..., -1].transpose(1, 2) > 0)
+
+    values = torch.cat([features, mask.double().unsqueeze(-1)], -1).transpose(1, 2)
+    _check_apart(forward, values, rows_in=2, rows_out=3, members_out=1)
+    _check_gradients(forward, trunk, values)
+    trunk.train()
+    _close(states_of(trunk, features, mask), states, "with dropout 0, training must answer as evaluation does")
+
+
+def _check_alike(stacked: nn.Module, loss: Tensor, alone: nn.Module, own_loss: Tensor, k: int) -> None:
+    """Check that member k's parameters have the gradients that they have alone, and that padding has none."""
+    names = [name for name, _ in stacked.named_parameters()]
+    together = dict(zip(names, _gradients(loss, stacked), strict=True))
+    held = {name for name, _ in alone.named_parameters()}
+    _promise(held <= set(names), f"a member alone has parameters that the stack lacks: {sorted(held - set(names))}")
+    for (name, parameter), gradient in zip(alone.named_parameters(), _gradients(own_loss, alone), strict=True):
+        share = tuple(slice(size) for size in parameter.shape[1:])
+        _close(together[name][k][share], gradient[0], f"{name} of member {k} must have the gradient it has alone")
+        together[name][k][share] = 0
+    rest = [name for name, gradient in together.items() if bool(gradient.any())]
+    _promise(not rest, f"padding must have no gradient, nor what other members own: {rest}")
+
+
+def _gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return [gradient.clone() for gradient in gradients]
 
 
 def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int) -> None:

@@ -3,7 +3,10 @@
 The contract, tested for every trunk in float64 with dropout 0 (`mtl_bento.testing.check_trunk`): member k of a stack
 equals that member trained alone.
 
-Letters: T tasks, K members, M TabM's inner members (1 elsewhere), B rows, F inputs, D width.
+A trunk that reads positions (`positional`) gets the features of each position of the main input, those of the other
+inputs beside them, and a mask of the positions that are real; what lies at the others must not matter to these.
+
+Letters: T tasks, K members, M TabM's inner members (1 elsewhere), B rows, L positions, F inputs, D width.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field
 from torch import Generator, Tensor
@@ -42,10 +45,12 @@ class TrunkSpec(Spec):
 
 @dataclass(frozen=True)
 class TrunkSizes:
-    """What only the data knows: features F and tasks T."""
+    """What only the data knows: features F and tasks T; for a trunk that reads positions, L and their grid."""
 
     n_features: int
     n_tasks: int
+    length: int = 0
+    grid: tuple[int, int] | None = None
 
 
 AnySpec = TypeVar("AnySpec", bound=TrunkSpec)
@@ -54,6 +59,8 @@ AnySpec = TypeVar("AnySpec", bound=TrunkSpec)
 class Trunk(Stacked, Generic[AnySpec]):
     """The shared part of K networks; built from K specs, deepest first."""
 
+    positional: ClassVar[bool] = False
+    """Whether it reads positions; `forward` then takes features [K or 1, B, L, F] and mask [K or 1, B, L]."""
     inner: int = 1
     """TabM's M."""
     widths: list[int]
@@ -62,12 +69,18 @@ class Trunk(Stacked, Generic[AnySpec]):
     def __init__(self, specs: Sequence[AnySpec], sizes: TrunkSizes, generators: Sequence[Generator]) -> None:
         super().__init__()
         del generators
+        depths = [spec.shared_depth for spec in specs]
+        if depths != sorted(depths, reverse=True):
+            raise ValueError(f"members must lie deepest first, not {depths}")
         self.specs, self.sizes = list(specs), sizes
         self.widths = [spec.width for spec in specs]
 
     @abstractmethod
     def forward(self, features: Tensor) -> Sequence[Tensor]:
-        """features [K or 1, B, F] -> one state per task, T of [K, M, B, D]; shared ones are one object."""
+        """features [K or 1, B, F] -> one state per task, T of [K, M, B, D]; shared ones are one object.
+
+        By position [K or 1, B, L, F], mask [K or 1, B, L] -> T of [K, M, B, L, D].
+        """
 
 
 TRUNKS: Registry[Trunk[Any]] = Registry("trunk", package="mtl_bento.trunks", group="mtl_bento.trunks")
