@@ -215,6 +215,11 @@ class Dropout(Random):
         dropped = self.at(members, inner * rows, width, x.dtype)
         return x if dropped is None else x * dropped.mask(slice(None), slice(None)).view(x.shape)
 
+    def by_row(self, x: Tensor) -> Tensor:
+        """x [K, B, L, D] -> the same shape; a unit is dropped at all positions L of a row, or at none."""
+        dropped = self.at(x.shape[0], x.shape[1], x.shape[3], x.dtype)
+        return x if dropped is None else x * dropped.mask(slice(None), slice(None)).unsqueeze(2)
+
     def at(self, groups: int, rows: int, width: int, dtype: torch.dtype) -> Dropped | None:
         """Return the rule for numbers [G, R, D], G a multiple of K; None where nothing is dropped."""
         if not (self.training and self.active):

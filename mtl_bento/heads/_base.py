@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -35,6 +35,10 @@ class Head(Stacked, Generic[AnySpec]):
 
     `fan_in` holds each member's width D, `inner` is TabM's M.
     """
+
+    positional: ClassVar[bool] = False
+    """Whether it reads neighbouring positions; it then takes `length` and `grid` too, those of the positions that lie
+    as rows of its state where a task answers by position, and by default reads each row as one position."""
 
     @abstractmethod
     def __init__(

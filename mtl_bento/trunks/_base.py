@@ -69,6 +69,9 @@ class Trunk(Stacked, Generic[AnySpec]):
     def __init__(self, specs: Sequence[AnySpec], sizes: TrunkSizes, generators: Sequence[Generator]) -> None:
         super().__init__()
         del generators
+        depths = [spec.shared_depth for spec in specs]
+        if depths != sorted(depths, reverse=True):
+            raise ValueError(f"members must lie deepest first, not {depths}")
         self.specs, self.sizes = list(specs), sizes
         self.widths = [spec.width for spec in specs]
 

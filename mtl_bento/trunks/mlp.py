@@ -37,8 +37,6 @@ class Layers(nn.Module):
     ) -> None:
         super().__init__()
         depths = [spec.shared_depth for spec in specs]
-        if depths != sorted(depths, reverse=True):
-            raise ValueError(f"members must lie deepest first, not {depths}")
         widest = max(spec.width for spec in specs)
         self.activation = ACTIVATIONS[specs[0].activation]
         self.linears, self.dropouts = nn.ModuleList(), nn.ModuleList()
