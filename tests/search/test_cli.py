@@ -107,7 +107,10 @@ def test_the_search_prints_figures_as_json_and_nothing_else(folder: Path, run_fo
 
 
 def test_examples_are_listed_and_a_wrong_name_is_named() -> None:
-    assert "flights" in invoke("example").output
+    listed = invoke("example").output
+    assert [line.partition(":")[0] for line in listed.splitlines()] == ["flights", "scenes", "texts"]
+    assert [line.partition(":")[0] for line in listed.splitlines() if "composed" in line] == ["scenes", "texts"]
+    assert "`scenes` and `texts` are composed" in " ".join(invoke("example", "--help").output.split())
     assert "did you mean 'flights'" in refused("example", "flight")
 
 
