@@ -79,8 +79,8 @@ class Schema(Spec):
 
 
 def _side_by_side(columns: tuple[Column, ...], table: pa.Table, present: set[str]) -> np.ndarray:
-    if len(columns) == 1:
-        return np.ascontiguousarray(columns[0].encode(_cells(columns[0], table, present)))
+    if len(columns) == 1:  # pictures above all: not to be held twice
+        return np.require(columns[0].encode(_cells(columns[0], table, present)), requirements=["C", "W"])
     ends = np.cumsum([column.n_features for column in columns]).tolist()
     starts = [0, *ends[:-1]]
     block = np.empty((table.num_rows, ends[-1]), dtype=columns[0].dtype)
