@@ -155,6 +155,8 @@ class Model:
             artifact.SAMPLES: artifact.to_json(self._samples()),
             artifact.CARD: self.card_text().encode(),
         }
+        for column in self.schema.columns:
+            files |= column.files()
         artifact.write_folder(Path(folder), files)
 
     @classmethod
@@ -165,6 +167,8 @@ class Model:
         try:
             tensors = safetensors.torch.load_file(folder / artifact.WEIGHTS)
             schema = Schema.model_validate(manifest["schema"])
+            for column in schema.columns:
+                column.find_files(folder)
             tasks = tuple(TASKS.class_of(type(spec))(spec) for spec in map(TASKS.parse, manifest["tasks"]))
             fitted = {block: _under(tensors, f"inputs.{i}.") for i, block in enumerate(manifest["blocks"])}
             specs = [NetworkSpec.model_validate(spec) for spec in manifest["members"]]

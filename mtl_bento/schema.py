@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.errors import SchemaError, SpecError, listing
 from mtl_bento.spec import Spec
+from mtl_bento.table import folder_of
 
 TOGETHER = 32
 """Columns that are written into a block together."""
@@ -57,6 +58,11 @@ class Schema(Spec):
         for column in self.columns:
             blocks.setdefault(column.block, []).append(column)
         return {block: tuple(columns) for block, columns in blocks.items()}
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that one request may hold: what the column allows that allows the fewest."""
+        return min((column.max_rows for column in self.columns), default=Column.max_rows)
 
     def encode(self, table: pa.Table) -> dict[str, np.ndarray]:
         """Return each block as an array [B, sum of F] in the block's dtype, C-contiguous.
@@ -104,5 +110,5 @@ def _write(block: np.ndarray, encoded: list[np.ndarray], starts: list[int], ends
 
 def _cells(column: Column, table: pa.Table, present: set[str]) -> Any:
     if column.name in present:
-        return table.column(column.name)
+        return column.located(table.column(column.name), folder_of(table))
     return pa.chunked_array([pa.nulls(table.num_rows)])

@@ -26,7 +26,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Generator, Tensor, nn
 
-from mtl_bento.columns._base import COLUMNS, Column
+from mtl_bento.columns._base import COLUMNS, Column, blank
 from mtl_bento.dataset import Dataset
 from mtl_bento.encoders._base import BACKBONE, ENCODERS, EncoderSpec, kind_of
 from mtl_bento.errors import SchemaError
@@ -231,8 +231,8 @@ def check_column(column: type[Column], values: pa.ChunkedArray | pa.Array | Sequ
     _promise(same, "rows must be encoded alike alone")
     _promise(fitted.encode(cells.slice(0, 0)).shape == (0, shape[1]), "no rows must be encoded as [0, F]")
     absent = fitted.encode(pa.chunked_array([pa.nulls(3)]))
-    empty = np.isnan(absent) if absent.dtype.kind == "f" else absent == -1
-    _promise(bool(empty.all()), "cells of Arrow's null type must be missing: NaN, or code -1")
+    empty = np.isnan(absent) if absent.dtype.kind == "f" else absent == blank(absent.dtype)
+    _promise(bool(empty.all()), "cells of Arrow's null type must be missing: NaN, code -1, or 0 without a sign")
     _check_drawn(fitted)
     _promise(bool(fitted.describe()), "`describe` must say what the column is taken for")
 

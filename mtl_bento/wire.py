@@ -7,6 +7,7 @@ No torch here: the client and the service's parent process use this file too.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -21,10 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from mtl_bento.columns._base import Column
 from mtl_bento.errors import MtlBentoError, RequestError, SchemaError, listing, nearest
 from mtl_bento.schema import Schema
-from mtl_bento.table import cell_error, plain, type_error
+from mtl_bento.table import cell_error, folder_of, plain, type_error
 
-MAX_ROWS = 1000
-"""Rows that one request may hold: the answer stays quick, and no caller keeps the others waiting."""
 MOST_DETAILS = 100
 """Places that one refusal lists."""
 TOLERANCE = 1e-5
@@ -62,9 +61,9 @@ def row_model(schema: Schema) -> type[BaseModel]:
 
 
 def request_model(schema: Schema) -> type[BaseModel]:
-    """Return the model of a request's body: `rows`, 1 to 1,000 of them, and nothing else."""
+    """Return the model of a request's body: `rows`, 1 to the schema's `max_rows` of them, and nothing else."""
     row: Any = row_model(schema)
-    rows: Any = (list[row], Field(min_length=1, max_length=MAX_ROWS))
+    rows: Any = (list[row], Field(min_length=1, max_length=schema.max_rows))
     return create_model("PredictInput", __config__=_CONFIG, rows=rows)
 
 
@@ -122,7 +121,7 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: Schema) -> pa.Table
     their number is not limited.
     """
     reader = Reader(schema)
-    parts = (range(len(rows))[start : start + MAX_ROWS] for start in range(0, len(rows), MAX_ROWS))
+    parts = (range(len(rows))[start : start + schema.max_rows] for start in range(0, len(rows), schema.max_rows))
     cells = [row for part in parts for row in reader.cells({"rows": [dict(rows[i]) for i in part]}, start=part.start)]
     return cells_to_table(cells, schema)
 
@@ -250,7 +249,7 @@ def _unknown_name(name: str, names: list[str]) -> str:
 
 def _bad_rows(kind: str, item: Mapping[str, Any]) -> str:
     if kind == "too_long":
-        return f"there are {item['ctx']['actual_length']} rows; send at most {MAX_ROWS} in one request"
+        return f"there are {item['ctx']['actual_length']} rows; send at most {item['ctx']['max_length']} in one request"
     if kind == "too_short":
         return f"there is no row; send {_EXAMPLE} with at least one"
     if kind == "missing":
@@ -273,12 +272,14 @@ def _either(words: list[str]) -> str:
 def table_to_rows(table: pa.Table, schema: Schema) -> list[dict[str, Any]]:
     """Return the inputs in a table as the rows of a request; missing cells are left out, other columns dropped.
 
-    Raises SchemaError where the table has none of the inputs, or a cell that JSON cannot hold (an infinity, bytes).
+    Bytes become base64, files are read. Raises SchemaError where the table has none of the inputs, or a cell that JSON
+    cannot hold (an infinity).
     """
     columns = [column for column in schema.columns if column.name in table.column_names]
     if not columns:
         raise SchemaError(f"The table has none of the model's inputs ({listing(map(repr, schema.names))}); add them.")
-    listed = [_json_cells(table.column(column.name), column) for column in columns]
+    folder = folder_of(table)
+    listed = [_json_cells(column.sent(column.located(table.column(column.name), folder)), column) for column in columns]
     names = [column.name for column in columns]
     return [
         {name: cell for name, cell in zip(names, row, strict=True) if cell is not None}
@@ -291,8 +292,10 @@ def _json_cells(values: pa.ChunkedArray, column: Column) -> list[Any]:
     kind, wanted = cells.type, column.arrow_type()
     if pa.types.is_floating(kind):
         return _json_numbers(cells, column.name)
-    if pa.types.is_large_string(kind) and not pa.types.is_string(wanted):
+    if pa.types.is_large_string(kind) and not (pa.types.is_string(wanted) or pa.types.is_large_string(wanted)):
         return [_spelled(cell) for cell in cells.to_pylist()]
+    if pa.types.is_large_binary(kind) and pa.types.is_large_binary(wanted):
+        return [None if cell is None else base64.b64encode(cell).decode() for cell in cells.to_pylist()]
     if pa.types.is_boolean(kind) and pa.types.is_floating(wanted):
         return list(cells.cast(pa.uint8()).to_pylist())
     if pa.types.is_temporal(kind) and not (pa.types.is_interval(kind) or pa.types.is_duration(kind)):

@@ -205,7 +205,7 @@ def test_text_is_sent_as_what_it_spells_where_the_column_is_no_text() -> None:
     [
         ({"age": [1.0, float("inf")]}, "Column 'age', row 1: inf is infinite"),
         ({"embedding": [[1.0, float("-inf")]]}, "Column 'embedding', row 0: -inf is infinite"),
-        ({"state": [b"CA"]}, "Column 'state' holds cells of type binary"),
+        ({"state": [b"CA"]}, "Column 'state' holds cells of type large_binary"),
         ({"other": [1]}, "The table has none of the model's inputs"),
     ],
 )
