@@ -163,7 +163,13 @@ def test_a_run_that_goes_on_with_fewer_cores_stacks_as_where_it_was_made(
     monkeypatch.setattr(api, "make_executor", Recorder)
     monkeypatch.setattr(Recorder, "workers", 3)
     first = small_search(tmp_path / "small", n_trials=1)
-    fixed = {"weights": 2**20, "least": 2, "most": 64, "n_features": 117}  # as many as the encoders make of the table
+    fixed = {
+        "weights": 2**20,
+        "least": 2,
+        "most": 64,
+        "n_features": 117,
+        "length": 1,
+    }  # as many as the encoders make of the table
     packing = {**fixed, "room": 2**18, "n_workers": 3, "ran_out": []}
     assert first.result["packing"] == packing
     monkeypatch.setattr(Recorder, "workers", 1)
@@ -191,7 +197,7 @@ def test_a_search_that_runs_out_of_memory_ends_as_one_of_smaller_stacks_and_says
         cut = small_search(tmp_path / "cut", n_trials=5, search=search)
         assert tried[:8] == [13, 6, 6, 1, 3, 3, 3, 3]  # trial 0, and four tasks alone with three seeds
         assert max(tried[8:]) == 3
-        fixed = {"weights": 2**20, "least": 2, "most": 64, "n_features": 117, "n_workers": 1}
+        fixed = {"weights": 2**20, "least": 2, "most": 64, "n_features": 117, "length": 1, "n_workers": 1}
         packing = {**fixed, "room": 3 * 64 * 8, "ran_out": [13, 6]}
         assert cut.result["packing"] == packing
         note = "ran out of memory with 13 stacked members; went on with 6"
