@@ -154,6 +154,7 @@ class Network(nn.Module):
                 task.n_outputs,
                 self.trunk.inner,
                 generators,
+                *self._positions_of(task),
             )
             for task in tasks
         )
@@ -180,6 +181,11 @@ class Network(nn.Module):
         """Return how many numbers of its state each member's head of a task reads."""
         pooled = self.main is not None and not task.positional
         return [width * self.pooling.n_each for width in self.trunk.widths] if pooled else self.trunk.widths
+
+    def _positions_of(self, task: Task[Any]) -> tuple[Any, ...]:
+        """Return length and grid for a head that reads neighbouring positions, of a task that answers by them."""
+        head = HEADS.class_of(type(self.specs[0].heads[task.name]))
+        return (self.length, self.trunk.sizes.grid) if head.positional and task.positional else ()
 
     @property
     def n_members(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from mtl_bento.dataset import PREPARED_ROWS, Dataset
 from mtl_bento.encoders._base import mean_of_real
 from mtl_bento.errors import SchemaError, SpecError
 from mtl_bento.heads._base import Pooling
+from mtl_bento.heads.conv import ConvHead, ConvHeadSpec
 from mtl_bento.model import Model
 from mtl_bento.network import Inputs, Network, NetworkSpec
 from mtl_bento.samples import BLOCK, LENGTH, SampleCells, SamplePositionsSpec, SampleTrunkSpec, sample_rows
@@ -156,6 +157,14 @@ def test_training_by_position_learns_what_the_position_says() -> None:
     cohort = Cohort(Stack((Member(MemberSpec(network=network, training=training), seed=0),), 0), dataset)
     cohort.advance(dataset, 200)
     assert cohort.stack().losses[0][0] < 0.05  # of the variance
+
+
+def test_a_head_that_reads_neighbours_is_told_how_positions_lie_where_a_task_answers_by_them(dataset: Dataset) -> None:
+    heads = [ConvHeadSpec(width=w) for w in (8, 5, 6)]
+    members = sample_members(dataset, trunks=TRUNKS, heads=heads)
+    network = Network([m.spec.network for m in members], dataset.inputs, dataset.tasks, [0, 1, 2])
+    assert [cast(ConvHead, head).length for head in network.heads] == [1, 1, 1, 6]
+    check_stack(members, dataset)
 
 
 # Pooling of states

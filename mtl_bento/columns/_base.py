@@ -44,14 +44,6 @@ class Column(Spec):
         """
 
     @property
-    @abstractmethod
-    def block(self) -> str:
-        """The block it is encoded into: the kind of the encoder that reads it, and for a block of its own ":name".
-
-        Columns that share one name it as a class variable.
-        """
-
-    @property
     def n_features(self) -> int:
         """How many numbers a cell becomes."""
         return 1
