@@ -38,6 +38,12 @@ def uniform(fan_in: int) -> Init:
     return lambda shape, generator: (torch.rand(shape, generator=generator) * 2 - 1) * bound
 
 
+def uniform_where(kept: Tensor, fan_in: int) -> Init:
+    """Return `uniform` for rows [R, ...] with zeros where `kept` [R] is false: what training never sees stays there."""
+    draw = uniform(fan_in)
+    return lambda shape, generator: draw(shape, generator) * kept.unsqueeze(-1)
+
+
 def signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
     """Draw from -1 and 1."""
     return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1.0

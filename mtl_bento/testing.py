@@ -22,10 +22,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
 import pyarrow as pa
+import safetensors.torch
 import torch
 from pydantic import TypeAdapter
 from torch import Generator, Tensor, nn
 
+from mtl_bento.backbones._base import BACKBONES, Backbone, BackboneSpec
 from mtl_bento.columns._base import COLUMNS, Column, blank
 from mtl_bento.dataset import Dataset
 from mtl_bento.encoders._base import BACKBONE, ENCODERS, EncoderSpec, kind_of
@@ -53,6 +55,8 @@ from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 
 TOLERANCE = 1e-12
 """How far float64 results may lie apart that should be equal, relative to the larger of 1 and the value."""
+SINGLE = 1e-4
+"""How far float32 results of a backbone may lie apart that should be equal."""
 STEPS = 12
 """Steps of training in a check."""
 WIDTHS, DEPTHS = (8, 5, 12, 7), (3, 2, 1, 1)
@@ -143,6 +147,41 @@ def check_encoder(
         by_position = [SampleTrunkSpec(width=w, shared_depth=1, dropout=0.0) for w in range(4, 4 + len(unlike))]
         check_stack(sample_members(dataset, encoders=unlike, trunks=by_position), dataset)
     _check_refusals(spec, lambda specs: sample_members(dataset, encoders=specs), dataset)
+
+
+def check_backbone(backbone: type[BackboneSpec] | BackboneSpec) -> None:
+    """Raise BrokenPromiseError unless a backbone keeps its promises, with the weights that its spec names.
+
+    A map [B, D, r, c] of pictures or features [B, L, D] of texts, finite, the same each time; rows that do not see each
+    other, and what stands beyond a text not seen; no gradient; alike when built anew from its state, as a service does.
+    """
+    spec = check_spec(backbone, BACKBONES)
+    backbone_class: Any = BACKBONES.class_of(type(spec))
+    built: Backbone[Any] = backbone_class.pretrained(spec)
+    values = {"image": _sample_pixels, "text": _sample_tokens}[spec.modality](built)
+    real = values >= 0 if spec.modality == "text" else torch.ones(len(values), dtype=torch.bool)
+    frozen = not built.training and not any(parameter.requires_grad for parameter in built.parameters())
+    _promise(frozen, "a backbone must come in evaluation mode, without gradients")
+    answer = built(values)
+    if spec.modality == "text":
+        _same_shape(answer, (*values.shape, built.n_features), "features must be [B, L, D]")
+        longer = built(nn.functional.pad(values, (0, 3), value=-1))[:, : values.shape[1]]
+        _close(longer[real], answer[real], "what stands beyond a text must not be seen", tolerance=SINGLE)
+    else:
+        _promise(answer.dim() == 4, f"a map must be [B, D, r, c], not {list(answer.shape)}")
+        _same_shape(answer, (len(values), built.n_features, *answer.shape[2:]), "a map must be [B, D, r, c]")
+    for b in (0, 1):
+        _same_shape(built(values[:b]), (b, *answer.shape[1:]), "any number of rows must do")
+    _promise(_finite(answer[real]), "features must be finite")
+    _promise(torch.equal(built(values)[real], answer[real]), "features must be the same each time")
+    alone = torch.cat([built(values[i : i + 1]) for i in range(len(values))])
+    _close(alone[real], answer[real], "rows must not see each other", tolerance=SINGLE)
+    state = safetensors.torch.load(safetensors.torch.save(built.state_dict()))
+    again = backbone_class.restored(spec, state)
+    _promise(torch.equal(again(values)[real], answer[real]), "a backbone must be the same from its saved state")
+    if built.by_token:
+        turned = built(values.flip(1)).flip(1)
+        _promise(torch.equal(turned[real], answer[real]), "`by_token` must hold: a token alike wherever it stands")
 
 
 def check_task(
@@ -663,6 +702,18 @@ def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.nda
     _check_apart(encoder.features, own, rows_in=1, rows_out=1, members_out=0)
     _check_gradients(encoder.features, encoder, own, rows_in=1)
     return int(encoder.length)
+
+
+def _sample_pixels(backbone: Backbone[Any]) -> Tensor:
+    rows, columns = max(48, backbone.smallest), max(64, backbone.smallest)
+    return torch.randint(0, 256, (4, rows, columns, 3), generator=Generator().manual_seed(7)).to(torch.uint8)
+
+
+def _sample_tokens(backbone: Backbone[Any]) -> Tensor:
+    """Return four texts: of six tokens, five, one, and none."""
+    most = backbone.n_tokens or 50
+    tokens = torch.randint(0, most, (4, 6), generator=Generator().manual_seed(7))
+    return torch.where(torch.arange(6) < torch.tensor([[6], [5], [1], [0]]), tokens, -1)
 
 
 def _odd_rows(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import Column
 from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec
-from mtl_bento.layers import Init, uniform
+from mtl_bento.layers import uniform_where
 from mtl_bento.spec import MustMatch
 
 
@@ -70,7 +70,7 @@ class CategoricalEncoder(Encoder[CategoricalEncoderSpec]):
             seen = torch.cat([self.seen[starts[c] : starts[c + 1]] for c in embedded])
             shape = (offsets[-1], spec.embedding_width)
             n = len(specs)
-            draw = _drawn_where(seen, spec.embedding_width)
+            draw = uniform_where(seen, spec.embedding_width)
             self.stack("table", [shape] * n, [draw] * n, generators, decay=False)
 
     def _index(self, name: str, values: list[int]) -> None:
@@ -112,9 +112,3 @@ def _hot_codes(seen: Tensor) -> list[int]:
     """Return the codes of a small column that get a feature: those seen, without the first where it is one of two."""
     codes: list[int] = seen.nonzero().flatten().tolist()
     return codes[1:] if len(codes) == 2 else codes
-
-
-def _drawn_where(seen: Tensor, width: int) -> Init:
-    """Return an initialiser that leaves the vectors of codes that training never saw at zero."""
-    draw = uniform(width)
-    return lambda shape, generator: draw(shape, generator) * seen.unsqueeze(-1)

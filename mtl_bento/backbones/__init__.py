@@ -1,0 +1,1 @@
+"""One file per kind of backbones; `_base.py` holds their promises and the registry."""
