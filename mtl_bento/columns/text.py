@@ -52,7 +52,10 @@ class TextColumn(Column):
     dtype: ClassVar[Any] = np.int64
 
     backbone: str = "wordllama"
-    """The kind of frozen network that reads the tokens; "tokens" is none: the network learns its own embeddings."""
+    """The kind of frozen network that reads the tokens, with ":" and the path of its weights where it has no package.
+
+    "tokens" is none: the network learns its own embeddings.
+    """
     length: Annotated[int, Field(ge=1, le=2048)] = LONGEST
     """Tokens L of a text that are read, its first ones."""
     tokenizer: str = ""
@@ -155,7 +158,7 @@ class TextColumn(Column):
             if self.backbone == OWN
             else f"{self.length} tokens"
         )
-        return f"text of up to {of}, for {self.backbone}"
+        return f"text of up to {of}, for {self.backbone.partition(':')[0]}"
 
     @property
     def _file(self) -> str:
@@ -269,8 +272,10 @@ def _hold(content: bytes) -> str:
 
 
 def _hold_for(column: TextColumn) -> str:
-    """Keep the tokenizer in the file that the user names, or of the backbone's package, and return its hash."""
-    path = Path(column.tokenizer) if column.tokenizer else _packaged(column.backbone)
+    """Keep the tokenizer in the file that the user names, beside the weights, or in a package; return its hash."""
+    _, _, weights = column.backbone.partition(":")
+    beside = Path(weights) / "tokenizer.json" if weights else None
+    path = Path(column.tokenizer) if column.tokenizer else beside or _packaged(column.backbone)
     try:
         return _hold(path.read_bytes())
     except MissingExtraError:

@@ -134,6 +134,14 @@ def test_a_tokenizer_is_read_from_the_file_that_is_named(tokenizer: Path) -> Non
     assert column.spans(cells) == [[(0, 4), (5, 7), (8, 12)], [(0, 4), (6, 9)], [], [], []]
 
 
+def test_a_tokenizer_beside_the_weights_of_a_backbone_is_its_own(tokenizer: Path) -> None:
+    column = learned(["take me home"], backbone=f"folder:{tokenizer.parent}")
+    assert column.tokenizer == learned(["take me home"], backbone="mine", tokenizer=str(tokenizer)).tokenizer
+    assert column.describe() == "text of up to 3 tokens, for folder"
+    with pytest.raises(SpecError, match=r"tokenizer 'no/such/tokenizer\.json' cannot be read"):
+        learned(["take me home"], backbone="folder:no/such")
+
+
 def test_a_tokenizer_travels_in_the_model_folder(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,12 +215,11 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_package_the_pip_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "PACKAGES", {"wordllama": ("no-such-package", "x.json")})
-    text._packaged.cache_clear()
-    with pytest.raises(
-        MissingExtraError, match=r"Texts for wordllama need the package no-such-package, which is not ins"
-    ):
+    monkeypatch.setattr(text, "_packaged", text._packaged.__wrapped__)
+    with pytest.raises(MissingExtraError) as caught:
         learned(["take me home"])
-    text._packaged.cache_clear()
+    needs = "need the package no-such-package, which is not installed: pip install"
+    assert str(caught.value) == f"Texts for wordllama {needs} 'mtl-bento[text]'"
 
 
 @pytest.mark.parametrize(
