@@ -160,13 +160,15 @@ def side_by_side(x: Tensor, linears: Sequence[StackedLinear]) -> list[Tensor]:
     return joined(linears)(x)
 
 
-def joined(linears: Sequence[StackedLinear]) -> Callable[[Tensor], list[Tensor]]:
-    """Return `side_by_side` for linear maps whose weights stay as they are now."""
+def joined(
+    linears: Sequence[StackedLinear], *, change: Callable[[Tensor], Tensor] = identity
+) -> Callable[[Tensor], list[Tensor]]:
+    """Return `side_by_side` for linear maps whose weights stay as they are now, `change` applied to all at once."""
     weights: list[Tensor] = [linear.weight for linear in linears]
     biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
     weight, bias = torch.cat(weights, -1), torch.cat(biases, -1) if biases else None
     sizes = [part.shape[-1] for part in weights]
-    return lambda x: list(stacked_product(x, weight, bias).split(sizes, -1))
+    return lambda x: list(change(stacked_product(x, weight, bias)).split(sizes, -1))
 
 
 class Random(nn.Module):

@@ -103,7 +103,7 @@ def pack(members: Sequence[Member], packing: Packing, *, seed: int) -> list[tupl
     """Return stacks of like members, each with the places of its members in `members`.
 
     Members that must not share a stack are kept apart; the others are sorted by width and depth and cut into stacks of
-    the size that their width allows, at least one a worker.
+    the size that their width allows, as many for each worker, as far as there are members for it.
     """
     by_key: dict[Any, list[int]] = {}
     for place, member in enumerate(members):
@@ -111,17 +111,28 @@ def pack(members: Sequence[Member], packing: Packing, *, seed: int) -> list[tupl
     packed: list[tuple[list[int], Stack]] = []
     for places in by_key.values():
         ordered = sorted(places, key=lambda p: _size(members[p]))
-        most = math.ceil(len(ordered) / packing.n_workers)
-        while ordered:
-            n = 1
-            while n < min(most, len(ordered), packing.stack_size([members[p] for p in ordered[-n - 1 :]])):
-                n += 1
-            cut, ordered = ordered[-n:], ordered[:-n]
+        cuts = _cut(ordered, members, packing, math.ceil(len(ordered) / packing.n_workers))
+        if uneven := len(cuts) % packing.n_workers:
+            even = len(cuts) + packing.n_workers - uneven
+            cuts = _cut(ordered, members, packing, math.ceil(len(ordered) / even))
+        for cut in cuts:
             line = lined_up([members[p] for p in cut])
             at = {id(members[p]): p for p in cut}
             stack = Stack(line, stable_seed(seed, "stack", len(packed)))
             packed.append(([at[id(member)] for member in line], stack))
     return packed
+
+
+def _cut(ordered: Sequence[int], members: Sequence[Member], packing: Packing, most: int) -> list[list[int]]:
+    """Return places in order of size cut into stacks of at most `most`, the largest members first."""
+    cuts, left = [], list(ordered)
+    while left:
+        n = 1
+        while n < min(most, len(left), packing.stack_size([members[p] for p in left[-n - 1 :]])):
+            n += 1
+        cuts.append(left[-n:])
+        del left[-n:]
+    return cuts
 
 
 def _size(member: Member) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def test_a_loop_on_the_same_batches_takes_the_steps_of_a_stack(dataset: Dataset,
     cohort.advance(dataset, 32)
     loop.train(([tensor[batch] for tensor in rows.training(0)] for batch in places), 32)
     loop.look(rows)
-    step, losses = cohort.curve[-1]
+    step, losses = cohort.stack().curve[-1]
     assert step == 32
     assert loop.best_losses == pytest.approx(losses[0], rel=1e-3)
     assert max(loop.best_losses) < 0.9  # something was learned

@@ -63,13 +63,13 @@ class DenseHead(Head[DenseHeadSpec]):
         """Return `together` for heads whose parameters stay as they are."""
         linear = joined([head.linear for head in heads])
         deep = [(place, head) for place, head in enumerate(heads) if head.hidden]
-        first = joined([head.first for _, head in deep]) if deep else None
+        first = joined([head.first for _, head in deep], change=torch.relu) if deep else None
 
         def together(state: Tensor) -> list[Tensor]:
             outputs = linear(state)
             hidden = first(state) if first else []
             for (place, head), units in zip(deep, hidden, strict=True):
-                outputs[place] = outputs[place] + head.second(torch.relu(units))
+                outputs[place] = outputs[place] + head.second(units)
             return outputs
 
         return together

@@ -70,6 +70,13 @@ def test_a_trunk_that_computes_a_layer_three_times_costs_three_times_a_plain_one
     assert cost(stacks[0]) == 3 * cost(stacks[1])
 
 
+def test_each_worker_gets_as_many_stacks(small_network: NetworkSpec) -> None:
+    # Room for 8: stacks of 8, 8 and 4 would leave one of two workers idle while the other trains the third.
+    members = [member(small_network, MLPSpec(width=128), seed=i, batch=256) for i in range(20)]
+    assert [len(places) for places, _ in pack(members, for_workers(2), seed=0)] == [5, 5, 5, 5]
+    assert [len(places) for places, _ in pack(members, ON_CPU, seed=0)] == [8, 8, 4]
+
+
 def test_a_packing_is_a_function_of_the_kind_of_device_and_the_workers() -> None:
     assert Packing.suited(torch.device("cpu"), n_features=10, n_workers=2) == for_workers(2)
     # No GPU is asked anything: these numbers are the same on a machine without one.
