@@ -322,7 +322,7 @@ class Cohort:
         assert isinstance(total, Tensor)
         assert isinstance(count, Tensor)
         # A member that diverged answers NaN: that is the worst loss there is, not a task without labels.
-        losses = torch.where(count > 0, (total / count).nan_to_num(nan=math.inf), torch.nan)
+        losses = torch.where(count > 0, (total / count).nan_to_num(nan=math.inf, posinf=math.inf), torch.nan)
         return losses.T / dataset.trivial
 
     def _validation_rows(self, dataset: Dataset) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from mtl_bento.encoders._base import has_positions
-from mtl_bento.errors import SpecError
+from mtl_bento.errors import RunError, SpecError
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
@@ -70,7 +70,9 @@ def search(
         storage: an Optuna storage URL; a journal file in the run folder by default.
         executor: "local".
         seed: of every random draw.
-        sampler, pruner, callbacks: Optuna's, in place of ours.
+        sampler, pruner, callbacks: Optuna's, in place of ours. A seeded sampler draws the same again after a restart,
+            as everywhere in Optuna: give a resumed run another seed. A callback misses a trial that was told just
+            before its driver was killed.
         config: a whole spec (`load_config("mtl.yaml")`); other arguments come before it.
         progress: told what happens.
         started: the `time.monotonic()` from which the timeout counts; now by default.
@@ -175,6 +177,12 @@ def _searched(
     study = own_study(
         written["name"], held, attrs, space, sampler=sampler or make_sampler(0), pruner=pruner or RoundPruner()
     )
+    if folder.checkpoint("references").is_file() and not study.get_trials(deepcopy=False) and state.get("told"):
+        raise RunError(
+            f"The study of this run, with {state['told']} trials, is not where it was "
+            f"({'its journal is gone' if storage is None else 'the storage holds none'}); bring it back, "
+            "or search anew with another --out."
+        )
     folder.write_spec(written)  # from here on the folder is a run, and the study is that run's
     claim(study, attrs)
     for line in (*(f"Split: {note}." for note in problem.notes), *_left_out(problem)):

@@ -181,7 +181,8 @@ def _result(
     looks: int,
 ) -> dict[str, Any]:
     problem, study, references = driver.sitting.problem, driver.study, driver.references
-    trials = study.get_trials(deepcopy=False)
+    # A round that was interrupted goes on another time: its trials are running, and not spoken of.
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     best = driver.best_trial()
     n_valid = sum(len(valid) for _, valid in problem.protocol.splits)
@@ -210,14 +211,14 @@ def _result(
         "tasks": records,
         "single_task_losses": dict(zip(problem.names, references.single_losses.tolist(), strict=True)),
         "trials": {
-            "total": len([t for t in trials if t.state != TrialState.FAIL]),
+            "total": len(trials),
             "complete": len(complete),
             "pruned": len([t for t in trials if t.state == TrialState.PRUNED]),
             "best": best.number,
             "best_gain": best.value,
             "best_params": best.params,
             "default_gain": next((t.value for t in complete if t.number == 0), None),
-            "gains": [[t.number, t.value, t.state.name.lower()] for t in trials if t.state != TrialState.FAIL],
+            "gains": [[t.number, t.value, t.state.name.lower()] for t in trials],
             "task_gains": [[t.number, [t.user_attrs.get(f"gain.{name}") for name in problem.names]] for t in complete],
         },
         "curves": {
@@ -233,7 +234,10 @@ def _shortened(driver: Driver) -> list[str]:
     """Return a note where the timeout left each network fewer steps than it would have had."""
     state = driver.sitting.folder.read_state()
     steps, whole = int(state["steps"]), int(state.get("whole_steps", state["steps"]))
-    return [f"the timeout allowed {steps:,} of {whole:,} steps a network"] if steps < whole else []
+    notes = [f"the timeout allowed {steps:,} of {whole:,} steps a network"] if steps < whole else []
+    if (reached := state.get("references_reached")) is not None:
+        notes.append(f"trial 0 and the networks of each task alone ended at the deadline, after {reached:,} steps")
+    return notes
 
 
 def importance(study: optuna.Study) -> dict[str, float] | None:

@@ -59,10 +59,12 @@ class Objective:
         """Return `gain`, to maximise; raises TrialPruned where the pruner says so."""
         spec = self.space.member(self.space.suggest(trial))
         splits = range(len(self.dataset.splits))
-        stacks = [Stack((Member(spec, stable_seed(self.seed, trial.number, s), s),), s) for s in splits]
+        seeds = [stable_seed(self.seed, trial.number, s) for s in splits]
+        stacks = [Stack((Member(spec, seed, s),), seed) for s, seed in zip(splits, seeds, strict=True)]
+        reference = self.single.clip(LEAST, None).tolist()
         value = -1.0
         for goal in rungs(spec.training.steps):
-            stacks = [advance(stack, self.dataset, goal, reference=self.single.tolist()) for stack in stacks]
+            stacks = [advance(stack, self.dataset, goal, reference=reference) for stack in stacks]
             losses = np.mean([stack.losses[0] for stack in stacks], axis=0)
             value = score(losses, self.single, self.weights)
             trial.report(value, goal)

@@ -70,11 +70,19 @@ def obtain(sitting: Sitting) -> References:
         at_rungs[goal] = np.mean([held[p][0].losses[held[p][1]] for p in own], axis=0).tolist()
         if not whole:
             break
+    if sitting.interrupted and not whole:
+        # Half of it would be the yardstick of the run for good.
+        raise RunError(
+            "Interrupted before trial 0 and the networks of each task alone were trained; run the same search again."
+        )
     spent = time.monotonic() - started
     found = _gathered(sitting, trip, seeds, at_rungs)
     n_finals = len(names) * sitting.n_splits
     member_s = spent / len(members)
-    sitting.folder.note(finals_s=member_s * n_finals * 1.3, trial_s=member_s * sitting.n_splits * ROUND_COST)
+    reached = None if whole else trip.step
+    sitting.folder.note(
+        finals_s=member_s * n_finals * 1.3, trial_s=member_s * sitting.n_splits * ROUND_COST, references_reached=reached
+    )
     info = {
         "default_losses": found.default_losses.tolist(),
         "single_losses": found.single_losses.tolist(),

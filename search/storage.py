@@ -165,7 +165,7 @@ def _unusable(url: str, text: str) -> RunError:
     reason = (text.strip().splitlines() or ["no reason given"])[0].rstrip(".")
     parsed = _parsed(url)
     if parsed is None:
-        reason = "this is no URL"
+        reason = "this is no URL such as sqlite:///study.db"
     elif "@" in (parsed.host or ""):
         reason = "an @ of a password is written %40 in a URL"
     elif any(secret in reason for secret in _secrets(url)):

@@ -245,6 +245,8 @@ class Driver:
                 trip.spent_s = time.monotonic() - started
             losses = self._losses(trip.round, living)
             if trip.round.step < goal:
+                if self.sitting.interrupted:
+                    return  # it goes on from its checkpoint another time
                 for i in sorted(living):
                     self._prune(living[i][0], losses[i])
                 break
@@ -260,7 +262,8 @@ class Driver:
             with together(self.study):
                 self._complete_all(trip, losses)
         self.sitting.folder.checkpoint(ON_ITS_WAY).unlink(missing_ok=True)
-        self.sitting.folder.note(elapsed_s=self.sitting.clock.elapsed_s, phases=self.sitting.clock.phases)
+        clock = self.sitting.clock
+        self.sitting.folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases, told=self.n_told())
 
     def _thin(self, trip: Trip, losses: dict[int, np.ndarray], goal: int, *, last: bool) -> None:
         """Report every living trial at a rung, then drop those that the pruner gives up."""

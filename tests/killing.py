@@ -234,12 +234,25 @@ def kill_a_worker(original: Callable[..., Any], processes: Processes, *args: Any
     return original(processes, *args, **options)
 
 
+def interrupt(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Press Ctrl-C, then go on."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return original(*args, **options)
+
+
 def fill_the_disk(_original: Callable[..., Any], *_args: Any, **_options: Any) -> Any:
     """Fail as a write to a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-ACTIONS = {"before": kill_before, "after": kill_after, "tear": tear, "worker": kill_a_worker, "full": fill_the_disk}
+ACTIONS = {
+    "before": kill_before,
+    "after": kill_after,
+    "tear": tear,
+    "worker": kill_a_worker,
+    "full": fill_the_disk,
+    "interrupt": interrupt,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1])

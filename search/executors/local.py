@@ -166,14 +166,19 @@ class _Worker:
 
     def __init__(self, packed: bytes) -> None:
         env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        # A session of its own: Ctrl-C in the terminal reaches the driver alone, which then decides.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=env,
-            start_new_session=True,
-        )
+        # Held back until the worker can take it: before, it would end the process. A child inherits what is held back.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, [STOP_SIGNAL])
+        try:
+            # A session of its own: Ctrl-C in the terminal reaches the driver alone, which then decides.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", WORKER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=env,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self._unsent = packed  # with the first job: until then the process still imports
 
     @property

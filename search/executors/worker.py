@@ -25,6 +25,7 @@ def main() -> None:
     torch.set_num_threads(1)
     stop = Stopper()
     signal.signal(STOP_SIGNAL, lambda *_: stop.now())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [STOP_SIGNAL])  # the driver held it back until here
     tune_process()
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(messages,), daemon=True).start()

@@ -54,6 +54,17 @@ def test_a_worker_that_is_killed_before_it_has_the_dataset_is_one_line(
             workers.advance([stack(small_network, steps=1)], 1, reference=None, deadline=math.inf)
 
 
+def test_a_worker_that_is_stopped_while_it_imports_lives_and_trains_no_step(
+    dataset: Dataset, small_network: NetworkSpec
+) -> None:
+    # The signal ended the process: its handler comes seconds after its start.
+    with Processes(dataset, 1) as workers:
+        workers.stop()
+        (done,) = workers.advance([stack(small_network, steps=8)], 8, reference=None, deadline=math.inf)
+        assert done is not None
+        assert (done.stopped, done.step) == (True, 0)
+
+
 def test_a_worker_that_cannot_read_what_it_is_sent_ends_with_its_traceback(
     dataset: Dataset, small_network: NetworkSpec, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,45 @@ def test_trials_that_a_killed_driver_asked_beyond_a_lower_total_are_failed_and_a
     assert Run(out).result["trials"]["total"] == N_TRIALS
 
 
+def test_a_round_that_is_interrupted_goes_on_with_the_next_sitting(
+    zygote: Zygote, whole: Whole, tmp_path: Path
+) -> None:
+    # Its trials were told as pruned, though nothing had beaten them.
+    out = tmp_path / "run"
+    at = ("mtl_bento.training:Cohort._look", 60, "interrupt")
+    assert zygote.sit(out, n_trials=N_TRIALS, at=at)["code"] == 0
+    first = Run(out).result["trials"]
+    assert first["total"] < N_TRIALS
+    assert first["total"] == first["complete"] + first["pruned"]
+    assert zygote.sit(out, n_trials=N_TRIALS)["code"] == 0
+    assert told(out) == told(whole.out)
+
+
+def test_references_that_are_interrupted_are_trained_again(zygote: Zygote, whole: Whole, tmp_path: Path) -> None:
+    # Half trained, they were the yardstick of the run for good.
+    out = tmp_path / "run"
+    at = ("mtl_bento.training:Cohort._look", 9, "interrupt")
+    answer = zygote.sit(out, n_trials=N_TRIALS, at=at)
+    assert answer["code"] == 2
+    assert answer["error"] == (
+        "Interrupted before trial 0 and the networks of each task alone were trained; run the same search again."
+    )
+    assert zygote.sit(out, n_trials=N_TRIALS)["code"] == 0
+    assert outcome(out) == whole.outcome
+
+
+def test_a_study_that_is_gone_is_not_begun_anew(zygote: Zygote, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=7)["code"] == 0
+    (out / "study.log").unlink()
+    answer = zygote.sit(out, n_trials=N_TRIALS)
+    assert answer["code"] == 2
+    assert answer["error"] == (
+        "The study of this run, with 7 trials, is not where it was (its journal is gone); bring it back, or search "
+        "anew with another --out."
+    )
+
+
 def test_a_killed_worker_is_one_line_and_the_same_search_goes_on(zygote: Zygote, tmp_path: Path) -> None:
     touched, whole = tmp_path / "touched" / "run", tmp_path / "whole" / "run"
     at = ("mtl_bento_search.executors.local:Processes.advance", 5, "worker")
