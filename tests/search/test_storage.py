@@ -97,8 +97,8 @@ def test_a_driver_that_is_not_installed_is_named(
         ("foo://user:secret@host", "foo://user@host", "Can't load plugin: sqlalchemy.dialects:foo"),
         ("foo://user:p@ss@host", "foo://user@host", "an @ of a password is written %40 in a URL"),
         ("redis://:secret@host", "redis://@host", "Can't load plugin: sqlalchemy.dialects:redis"),
-        ("study.db", "...", "this is no URL"),
-        ("mysql://user:secret@host:port/db", "...", "this is no URL"),
+        ("study.db", "...", "this is no URL such as sqlite:///study.db"),
+        ("mysql://user:secret@host:port/db", "...", "this is no URL such as sqlite:///study.db"),
         ("sqlite:////no/such/folder/study.db", "sqlite:////no/such/folder/study.db", "unable to open database file"),
     ],
 )
