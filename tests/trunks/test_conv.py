@@ -25,7 +25,7 @@ def test_a_member_equals_the_torch_network_of_its_weights() -> None:
     features, mask = random(1, 7, 6, 5), torch.ones(1, 7, 6, dtype=torch.bool)
     states = trunk(features, mask)
     assert states[0] is states[1]
-    x = torch.relu(features[0] @ trunk.first.weight[1, 0, :, :4] + trunk.first.bias[1, 0, 0, :4])
+    x = torch.relu(features[0] @ trunk.first.weight[1, 0, :, :4] + trunk.first.bias[1, 0, :4])
     layer = trunk.convolutions[0]
     kernel = layer.weight[1, :, :4, :4].permute(2, 1, 0).unflatten(2, (3, 3))
     images = x.transpose(1, 2).unflatten(2, (2, 3))
