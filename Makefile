@@ -28,7 +28,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt $(VENV)/.sources
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt $(VENV)/.sources
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[search,flights,dev]' --config-settings editable_mode=strict
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[search,flights,tweets,dev]' --config-settings editable_mode=strict
 	@touch $@ $(VENV)/.run
 
 # Changes when the list of files does.

@@ -12,12 +12,17 @@ are put together is written once, as generators that yield what to send; the two
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import itertools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -33,8 +38,10 @@ TIMEOUT_S = 60.0
 TRIES = 4
 """How often a request is sent while the service answers that it has too many."""
 LONGEST_WAIT_S = 10.0
-FEW = 100
+FEW = 64
 """Rows that are sent without asking the service first how many it takes."""
+MOST_BYTES = 24 * 2**20
+"""Bytes of rows in one request, but for a row that is larger by itself: services take bodies of 32 MiB."""
 OUTPUTS = ("labels", "full")
 
 
@@ -84,7 +91,8 @@ class Client:
 
         Args:
             data: a table, which goes out in parts that the service takes; or rows as a list of dicts, which are
-                answered by a list of dicts as `POST /predict` answers.
+                answered by a list of dicts as `POST /predict` answers. A picture is bytes, a path of a file (as text
+                only where the input is one of pictures), or an image of Pillow's.
             output: for tables, "labels" gives the targets as columns, "full" probabilities and intervals beside them.
 
         Raises:
@@ -195,8 +203,14 @@ def _predict(url: str, data: Any, output: str) -> Steps:
 
 
 def _predict_rows(url: str, rows: list[Any]) -> Steps:
-    most = (yield from _about(url))["max_rows"] if len(rows) > FEW else FEW
-    return (yield from _answers(url, rows, most))
+    if len(rows) <= FEW and not any(
+        _may_be_path(value) for row in rows if isinstance(row, dict) for value in row.values()
+    ):
+        return (yield from _answers(url, rows, FEW))
+    about = yield from _about(url)
+    pictures = [column["name"] for column in about["schema"]["columns"] if column["kind"] == "image"]
+    rows = [_with_files(row, pictures) for row in rows]
+    return (yield from _answers(url, rows, about["max_rows"]))
 
 
 def _predict_table(url: str, data: Any, output: str) -> Steps:
@@ -213,10 +227,38 @@ def _predict_table(url: str, data: Any, output: str) -> Steps:
 
 def _answers(url: str, rows: list[Any], most: int) -> Steps:
     answers: list[dict[str, Any]] = []
-    for start in range(0, len(rows), most):
-        body = json.dumps({"rows": rows[start : start + most]}, ensure_ascii=False, allow_nan=False).encode()
+    texts = [json.dumps(row, ensure_ascii=False, allow_nan=False).encode() for row in rows]
+    start = 0
+    while start < len(rows):
+        part = _part(texts[start : start + most])
+        body = b'{"rows": [%s]}' % b", ".join(part)
         answers += yield from _ask(_Question(f"{url}/predict", body), start=start)
+        start += len(part)
     return answers
+
+
+def _part(texts: list[bytes]) -> list[bytes]:
+    """Return the first texts, as many as fit into one request, at least one."""
+    ends = itertools.accumulate(map(len, texts))
+    return texts[: max(1, sum(end <= MOST_BYTES for end in ends))]
+
+
+def _may_be_path(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 4096 and value.lower().endswith((".jpg", ".jpeg", ".png", ".webp"))
+
+
+def _with_files(row: Any, names: list[str]) -> Any:
+    """Return the row with the files of pictures that it names by their paths."""
+    if not isinstance(row, dict):
+        return row
+    return {name: _read(Path(value)) if name in names and _may_be_path(value) else value for name, value in row.items()}
+
+
+def _read(path: os.PathLike[str]) -> str:
+    try:
+        return base64.b64encode(Path(path).read_bytes()).decode()
+    except OSError as error:
+        raise SchemaError(f"{str(path)!r} cannot be read ({error.strerror}); give the path of a picture.") from None
 
 
 def _ask(question: _Question, *, start: int) -> Steps:
@@ -229,7 +271,7 @@ def _ask(question: _Question, *, start: int) -> Steps:
     else:
         response = yield question
     assert response is not None  # a request is answered by a response, a pause by none
-    return _read(response, start)
+    return _answered(response, start)
 
 
 def _wait_s(response: httpx.Response) -> float:
@@ -240,7 +282,7 @@ def _wait_s(response: httpx.Response) -> float:
 # What is answered
 
 
-def _read(response: httpx.Response, start: int) -> Any:
+def _answered(response: httpx.Response, start: int) -> Any:
     try:
         data = response.json()
     except ValueError:
@@ -296,11 +338,20 @@ def _array(values: list[Any], kind: str) -> pa.Array:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a row as JSON holds it: numpy's scalars plain, times as ISO text, NaN as null."""
+    """Return a value of a row as JSON holds it: numpy's scalars plain, times as ISO text, NaN as null.
+
+    Bytes, files and Pillow's images become base64.
+    """
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, os.PathLike):
+        return _read(value)
+    if hasattr(value, "getexif"):  # one of Pillow's images, without importing it
+        return _png(value)
     if hasattr(value, "isoformat"):  # date, datetime, pandas' Timestamp; its NaT has "NaT"
         text = value.isoformat()
         return None if text == "NaT" else text
@@ -310,6 +361,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and math.isinf(value):
         raise SchemaError("Infinity cannot be sent; give a finite number, or None for a missing value.")
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _png(image: Any) -> str:
+    file = io.BytesIO()
+    plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
+    # What EXIF says of the camera's turn goes along: the service turns the picture.
+    plain.save(file, "PNG", exif=image.getexif())
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _checked(url: str) -> str:

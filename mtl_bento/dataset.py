@@ -1,26 +1,39 @@
 """Rows as tensors on a device: prepared blocks, labels, weights, and the splits that members learn from.
 
-Letters: N rows, T tasks, C columns of a block.
+Letters: N rows, T tasks, C columns of a block, L positions, D numbers of a position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtl_bento.encoders._base import ENCODERS
+from mtl_bento.encoders._base import Encoder
+from mtl_bento.errors import SchemaError
 from mtl_bento.network import Inputs, Network
 from mtl_bento.tasks._base import Task
 
 UNFOLDED_BYTES = 2**29
 """Most that features of all rows may take in a process; beyond it, they are computed for each batch."""
 UNFOLDED_ROWS = 2**16
-"""Rows that are unfolded at once."""
+"""Rows that are unfolded at once, where they have no positions."""
+PREPARED_ROWS = 128
+"""Rows of pictures or texts that are prepared at once: what a backbone takes, and what an interruption loses."""
+
+Progress = Callable[[str, int, int], None]
+"""Told of a block whose rows are prepared some at a time: its name, how many rows are done, how many there are."""
+Cache = Callable[[str, Callable[[], Tensor]], Tensor]
+"""Given a key and what computes prepared rows [B, L, D]: those kept under the key, or computed and kept now.
+
+The key is 64 hexadecimal digits that change with the rows, the column and all that was fitted, the backbone included.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Dataset:
     tasks: tuple[Task[Any], ...]
     inputs: Inputs
     blocks: tuple[Tensor, ...]
-    """Prepared blocks [N, C']."""
+    """Prepared blocks [N, C'], or [N, L, D] by position."""
     targets: tuple[Tensor, ...]
     """Labels of each task, [N, ...]."""
     weights: Tensor | None
@@ -49,8 +62,8 @@ class Dataset:
     splits: tuple[Split, ...]
     trivial: Tensor
     """Loss of each task's best constant on the training rows, [T]: the unit of every loss here."""
-    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What `unfolded` made last."""
+    _kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What `unfolded` made last, by what it depends on, with the bytes it takes."""
 
     @classmethod
     def build(
@@ -64,15 +77,21 @@ class Dataset:
         weights: np.ndarray | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        progress: Progress | None = None,
+        cache: Cache | None = None,
     ) -> Dataset:
-        """Return the dataset of encoded rows; `splits` are pairs of row indices (train, valid)."""
-        prepared = []
-        for block, columns in inputs.columns.items():
-            spec = ENCODERS.spec_class(block)()
-            encoder = ENCODERS.class_of(type(spec))([spec], columns, inputs.fitted[block], [torch.Generator()]).to(
-                dtype
-            )
-            prepared.append(encoder.prepare(torch.from_numpy(blocks[block])).to(device))
+        """Return the dataset of encoded rows; `splits` are pairs of row indices (train, valid).
+
+        Raises SpecError or SchemaError, before anything is prepared, where tasks answer by positions that no input has.
+        """
+        encoders = {block: inputs.encoder(block).to(dtype) for block in inputs.columns}
+        _check_positions(tasks, inputs, encoders, targets)
+        prepared = [
+            _by_position(block, encoder, inputs, blocks[block], torch.device(device), dtype, progress, cache)
+            if encoder.length
+            else encoder.prepare(torch.from_numpy(blocks[block])).to(device)
+            for block, encoder in encoders.items()
+        ]
         labels = tuple(torch.from_numpy(target) for target in targets)
         learned = torch.from_numpy(np.unique(np.concatenate([train for train, _ in splits])))
         trivial = [task.trivial_loss(label[learned]) for task, label in zip(tasks, labels, strict=True)]
@@ -96,12 +115,18 @@ class Dataset:
         """The floating-point type of training."""
         return self.trivial.dtype
 
+    @cached_property
+    def label_weights(self) -> tuple[Tensor | None, ...]:
+        """Weight of each task's labels in its loss [N], 0 where missing; None where all are 1."""
+        each = [task.label_weights(label, self.weights) for task, label in zip(self.tasks, self.targets, strict=True)]
+        return tuple(None if weight is None else weight.to(self.dtype) for weight in each)
+
     def take(self, values: Tensor, index: Tensor) -> Tensor:
         """Return rows `index` [K, B] of values [N, ...]: [K, B, ...]."""
         return values.index_select(0, index.reshape(-1)).view(*index.shape, *values.shape[1:])
 
     def inputs_of(self, index: Tensor) -> list[Tensor]:
-        """Return the prepared blocks of rows `index` [K, B]: each [K, B, C']."""
+        """Return the prepared blocks of rows `index` [K, B]: each [K, B, C'], or [K, B, L, D]."""
         return [self.take(block, index) for block in self.blocks]
 
     def labels_of(self, index: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -110,24 +135,87 @@ class Dataset:
         return [self.take(target, index) for target in self.targets], weights
 
     def unfolded(self, network: Network) -> tuple[tuple[Tensor, ...], ...] | None:
-        """Return what the encoders of a network read of every row, [N, C''], or None where that would be too much.
+        """Return what a network reads of every row, each [N, C''], or None where that would be too much.
 
-        It is kept until a network with other encoders comes.
+        It is kept, for networks with other encoders or other trunks too, while all together is not too much.
         """
-        key = tuple(spec.model_dump_json() for spec in network.specs[0].encoders.values())
-        if self._kept.get("key") != key:
-            self._kept.update(key=key, rows=self._unfold_all(network))
-        rows: tuple[tuple[Tensor, ...], ...] | None = self._kept["rows"]
+        key = (network.main, *(spec.model_dump_json() for spec in network.specs[0].encoders.values()))
+        if key not in self._kept:
+            one = network.unfold([block[None, :1] for block in self.blocks])
+            size = len(self.blocks[0]) * sum(part.numel() * part.element_size() for parts in one for part in parts)
+            if size > UNFOLDED_BYTES:
+                return None
+            while sum(held for held, _ in self._kept.values()) + size > UNFOLDED_BYTES:
+                self._kept.pop(next(iter(self._kept)))  # the oldest
+            self._kept[key] = size, self._unfold_all(network)
+        rows: tuple[tuple[Tensor, ...], ...] = self._kept[key][1]
         return rows
 
-    def _unfold_all(self, network: Network) -> tuple[tuple[Tensor, ...], ...] | None:
-        one = network.unfold([block[:1] for block in self.blocks])
-        n_rows = len(self.blocks[0])
-        if n_rows * sum(part.numel() * part.element_size() for parts in one for part in parts) > UNFOLDED_BYTES:
-            return None
-        chunks = [network.unfold(held) for held in zip(*(b.split(UNFOLDED_ROWS) for b in self.blocks), strict=True)]
-        joined = [[torch.cat(parts) for parts in zip(*block, strict=True)] for block in zip(*chunks, strict=True)]
+    @torch.no_grad()
+    def _unfold_all(self, network: Network) -> tuple[tuple[Tensor, ...], ...]:
+        at_once = network.rows_at_once(UNFOLDED_ROWS)
+        chunks = [
+            network.unfold([block.unsqueeze(0) for block in held])
+            for held in zip(*(block.split(at_once) for block in self.blocks), strict=True)
+        ]
+        joined = [[torch.cat(parts, 1)[0] for parts in zip(*block, strict=True)] for block in zip(*chunks, strict=True)]
         return tuple(tuple(parts) for parts in joined)
+
+
+def _check_positions(
+    tasks: Sequence[Task[Any]], inputs: Inputs, encoders: dict[str, Encoder[Any]], targets: Sequence[np.ndarray]
+) -> None:
+    """Raise SpecError or SchemaError where a task answers by positions that no input, or not its input, has."""
+    main = inputs.main({block: encoder.length for block, encoder in encoders.items()}, tasks)
+    for task, labels in zip(tasks, targets, strict=True):
+        if main is not None and task.positional and labels.shape[1] != encoders[main].length:
+            name = inputs.columns[main][0].name
+            raise SchemaError(
+                f"Target {task.name!r} has {labels.shape[1]} cells a row, but its input {name!r} has "
+                f"{encoders[main].length} positions; give both one shape, or search those targets apart."
+            )
+
+
+def _by_position(
+    block: str,
+    encoder: Encoder[Any],
+    inputs: Inputs,
+    values: np.ndarray,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None,
+    cache: Cache | None,
+) -> Tensor:
+    """Return the prepared rows of a block with positions, [N, L, D] on the device: some rows at a time."""
+    encoder = encoder.to(device)
+    base = _digest(block, inputs) if cache is not None else None
+    whole: Tensor | None = None
+    for start in range(0, len(values), PREPARED_ROWS):
+        rows = torch.from_numpy(values[start : start + PREPARED_ROWS])
+        with torch.no_grad():
+            if cache is None or base is None:
+                part = encoder.prepare(rows.to(device))
+            else:
+                key = base.copy()
+                key.update(f"{dtype}{rows.dtype}{tuple(rows.shape)}".encode() + rows.numpy().tobytes())
+                part = cache(key.hexdigest(), lambda rows=rows: encoder.prepare(rows.to(device)).cpu())  # type: ignore[misc]
+        if whole is None:
+            whole = torch.empty(len(values), *part.shape[1:], dtype=part.dtype, device=device)
+        whole[start : start + len(rows)] = part
+        if progress is not None:
+            progress(block, start + len(rows), len(values))
+    assert whole is not None
+    return whole
+
+
+def _digest(block: str, inputs: Inputs) -> Any:
+    """Return a hash, to go on with, of what the preparation of a block depends on besides its rows."""
+    sha = hashlib.sha256(block.encode())
+    for column in inputs.columns[block]:
+        sha.update(column.model_dump_json().encode())
+    for name, value in sorted(inputs.fitted[block].items()):
+        sha.update(f"{name}{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().cpu().numpy().tobytes())
+    return sha
 
 
 def _index(rows: np.ndarray, device: str | torch.device) -> Tensor:

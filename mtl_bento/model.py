@@ -26,7 +26,7 @@ from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 
 CHUNK = 4096
-"""Rows per forward pass, so that memory stays flat."""
+"""Rows per forward pass, so that memory stays flat; fewer where they have positions."""
 N_SAMPLES = 16
 """Made-up rows kept for self-tests."""
 
@@ -49,7 +49,8 @@ class Model:
         groups = stacks([self.members[k] for k in used], self.inputs, self.tasks)
         self._networks = [network for _, network in groups]
         self._order = [used[place] for places, _ in groups for place in places]
-        self._widths = [task.activate(torch.zeros(1, 1, 1, task.n_outputs)).shape[-1] for task in self.tasks]
+        self._widths = self._networks[0].answer_sizes()
+        self._chunk = self._networks[0].rows_at_once(CHUNK)
         shares = torch.from_numpy(self.blend[:, self._order].T.astype(np.float32))  # [used members, T]
         # One share for each number of a task's answer: [used members, 1, sum of O].
         self._shares = shares.repeat_interleave(torch.tensor(self._widths), dim=1).unsqueeze(1)
@@ -78,10 +79,11 @@ class Model:
 
     def predict_proba(self, data: Any) -> dict[str, Any]:
         """Return, for each target with labels, a frame of the caller's kind with a column per class."""
-        answers = self.answers(tables.read(data))
+        table = tables.read(data)
+        answers = self.answers(table)
         probabilities = {
             task.name: {k.removeprefix("proba__"): v for k, v in columns.items() if k.startswith("proba__")}
-            for task in self.tasks
+            for task in self._placed(table)
             if (columns := task.columns(answers[task.name]))
         }
         return {name: tables.like(pa.table(columns), data) for name, columns in probabilities.items() if columns}
@@ -92,7 +94,7 @@ class Model:
             raise SpecError(f"output {output!r} is not known; allowed: 'labels', 'full'.")
         answers = self.answers(table)
         columns: dict[str, pa.Array] = {}
-        for task in self.tasks:
+        for task in self._placed(table):
             columns[task.name] = task.values(answers[task.name])
             if output == "full":
                 extra = task.columns(answers[task.name])
@@ -102,20 +104,27 @@ class Model:
     def rows(self, table: pa.Table) -> list[dict[str, Any]]:
         """Return one JSON object per row, as `POST /predict` answers: `{"income": {"value": ..., ...}, ...}`."""
         answers = self.answers(table)
-        listed = [task.rows(answers[task.name]) for task in self.tasks]
+        listed = [task.rows(answers[task.name]) for task in self._placed(table)]
         return [dict(zip(self.targets, row, strict=True)) for row in zip(*listed, strict=True)]
 
     def answers(self, table: pa.Table) -> dict[str, np.ndarray]:
-        """Return blended answers by target, float32 [B, O]: probabilities, or standardised numbers."""
+        """Return blended answers by target, float32 [B, O]: probabilities, or standardised numbers.
+
+        What answers by position has the numbers of all positions side by side.
+        """
         blocks = {name: torch.from_numpy(block) for name, block in self.schema.encode(table).items()}
         n = table.num_rows
         with torch.inference_mode():
             parts = [
-                self._blended({name: block[start : start + CHUNK] for name, block in blocks.items()})
-                for start in range(0, max(n, 1), CHUNK)
+                self._blended({name: block[start : start + self._chunk] for name, block in blocks.items()})
+                for start in range(0, max(n, 1), self._chunk)
             ]
             by_task = torch.cat(parts).split(self._widths, dim=1)
         return {name: answers.numpy() for name, answers in zip(self.targets, by_task, strict=True)}
+
+    def _placed(self, table: pa.Table) -> list[Task[Any]]:
+        """Return the tasks for the rows of a table, whose cells some need to put an answer into words."""
+        return [task.place(table, self.schema.columns) for task in self.tasks]
 
     def _blended(self, blocks: dict[str, Tensor]) -> Tensor:
         """Encoded blocks [B, C] -> the answers of all tasks side by side, [B, sum of O]."""
@@ -146,6 +155,8 @@ class Model:
             artifact.SAMPLES: artifact.to_json(self._samples()),
             artifact.CARD: self.card_text().encode(),
         }
+        for column in self.schema.columns:
+            files |= column.files()
         artifact.write_folder(Path(folder), files)
 
     @classmethod
@@ -156,6 +167,8 @@ class Model:
         try:
             tensors = safetensors.torch.load_file(folder / artifact.WEIGHTS)
             schema = Schema.model_validate(manifest["schema"])
+            for column in schema.columns:
+                column.find_files(folder)
             tasks = tuple(TASKS.class_of(type(spec))(spec) for spec in map(TASKS.parse, manifest["tasks"]))
             fitted = {block: _under(tensors, f"inputs.{i}.") for i, block in enumerate(manifest["blocks"])}
             specs = [NetworkSpec.model_validate(spec) for spec in manifest["members"]]

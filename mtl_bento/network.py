@@ -1,12 +1,15 @@
 """K multi-task networks as one module: encoders, a shared trunk, a head a task; every tensor has the member axis first.
 
-Letters: K members, T tasks, M TabM's inner members, B rows, C columns of a block, F features, O outputs of a head,
-P all parameters of a member, padding included.
+Inputs with positions (pictures, texts) are pooled for a trunk that reads none. One that reads positions gets those of
+the *main* input, the one that tasks answer by, and the other inputs pooled beside each of them.
+
+Letters: K members, T tasks, M TabM's inner members, B rows, L positions, C columns of a block, F features, D width,
+O outputs of a head, P all parameters of a member, padding included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, cast
 
@@ -15,8 +18,9 @@ from pydantic import BeforeValidator, SerializeAsAny
 from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import Column
-from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec
-from mtl_bento.heads._base import HEADS, Head, HeadSpec
+from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, kind_of, mean_of_real
+from mtl_bento.errors import SpecError, listing
+from mtl_bento.heads._base import HEADS, Head, HeadSpec, Pooling
 from mtl_bento.layers import PerMember, Random, Stacked
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import Task
@@ -52,9 +56,41 @@ class Inputs:
         """Return inputs fitted on training rows, `blocks[b]` [N, C]."""
         fitted = {}
         for block, held in columns.items():
-            encoder = ENCODERS.class_of(ENCODERS.spec_class(block))
+            encoder = ENCODERS.class_of(ENCODERS.spec_class(kind_of(block)))
             fitted[block] = encoder.fit(held, blocks[block])
         return cls(columns, fitted)
+
+    def encoder(self, block: str) -> Encoder[Any]:
+        """Return an encoder of a block for one member with the defaults: what it prepares is the same for all."""
+        spec: Any = ENCODERS.spec_class(kind_of(block))
+        return cast(Encoder[Any], _build(ENCODERS, [spec()], self.columns[block], self.fitted[block], [Generator()]))
+
+    def main(self, lengths: Mapping[str, int], tasks: Sequence[Task[Any]]) -> str | None:
+        """Return the block whose positions a trunk reads, of those with `lengths` above 0; None where there is none.
+
+        It is the one that tasks which answer by position name, else the first. Raises SpecError where they name several
+        or one without positions, or need positions and no input has any.
+        """
+        by_position = [task for task in tasks if task.positional]
+        held = {column.name: block for block, columns in self.columns.items() if lengths[block] for column in columns}
+        named = {task.reads: task.name for task in by_position if task.reads is not None}
+        if by_position and not held:
+            raise SpecError(
+                f"Target {by_position[0].name!r} answers by position, but no input is an image or a text; "
+                "give it one (`inputs:` in mtl.yaml)."
+            )
+        if unknown := [name for name in named if name not in held]:
+            raise SpecError(
+                f"Target {named[unknown[0]]!r} speaks of {unknown[0]!r}, which is no input with positions; "
+                f"allowed: {listing(map(repr, held))}."
+            )
+        if len(named) > 1:
+            (one, first), (other, second) = list(named.items())[:2]
+            raise SpecError(
+                f"Target {first!r} answers by the positions of {one!r} and {second!r} by those of {other!r}; "
+                "a network reads those of one input: search them apart."
+            )
+        return held[next(iter(named or held))] if held else None
 
 
 @dataclass(frozen=True)
@@ -103,13 +139,18 @@ class Network(nn.Module):
             )
             for block in self.blocks
         )
-        sizes = TrunkSizes(sum(cast(Encoder[Any], encoder).n_features for encoder in self.encoders), len(tasks))
-        self.trunk = _build(TRUNKS, [s.trunk for s in specs], sizes, generators)
+        encoders = [cast(Encoder[Any], encoder) for encoder in self.encoders]
+        self._fixed = [not list(encoder.parameters()) for encoder in encoders]
+        """Which blocks' features no gradient changes."""
+        self.main = self._main(inputs)
+        """The place of the block whose positions the trunk reads; None where it reads none."""
+        self.trunk = _build(TRUNKS, [s.trunk for s in specs], self._sizes(encoders), generators)
+        self.pooling = Pooling(self.trunk.widths, self.trunk.sizes.grid)
         self.heads = nn.ModuleList(
             _build(
                 HEADS,
                 [s.heads[task.name] for s in specs],
-                self.trunk.widths,
+                self._read_by(task),
                 task.n_outputs,
                 self.trunk.inner,
                 generators,
@@ -119,31 +160,110 @@ class Network(nn.Module):
         self._joined: dict[tuple[int, ...], Callable[[Tensor], list[Tensor]]] | None = None
         """Heads of one state as one map, where parameters stay as they are; None where they do not."""
 
+    def _main(self, inputs: Inputs) -> int | None:
+        lengths = [cast(Encoder[Any], encoder).length for encoder in self.encoders]
+        by_position = [task.name for task in self.tasks if task.positional]
+        kind = self.specs[0].trunk.kind
+        check_fits(kind, by_position=by_position, positions=any(lengths))
+        if kind not in positional_trunks():
+            return None
+        main = inputs.main(dict(zip(self.blocks, lengths, strict=True)), self.tasks)
+        return None if main is None else self.blocks.index(main)
+
+    def _sizes(self, encoders: Sequence[Encoder[Any]]) -> TrunkSizes:
+        if self.main is None:
+            return TrunkSizes(sum(encoder.n_pooled for encoder in encoders), len(self.tasks))
+        main = encoders[self.main]
+        return TrunkSizes(sum(encoder.n_features for encoder in encoders), len(self.tasks), main.length, main.grid)
+
+    def _read_by(self, task: Task[Any]) -> list[int]:
+        """Return how many numbers of its state each member's head of a task reads."""
+        pooled = self.main is not None and not task.positional
+        return [width * self.pooling.n_each for width in self.trunk.widths] if pooled else self.trunk.widths
+
     @property
     def n_members(self) -> int:
         """K."""
         return len(self.specs)
+
+    @property
+    def length(self) -> int:
+        """Positions L that the trunk reads, 0 where it reads none."""
+        return self.trunk.sizes.length
+
+    @property
+    def most_positions(self) -> int:
+        """Positions of the input that has most; 1 where none has any."""
+        return max(1, *(cast(Encoder[Any], encoder).length for encoder in self.encoders))
+
+    def rows_at_once(self, most: int) -> int:
+        """Return how many rows to give at once where `most` would be right without positions, at least 16."""
+        return max(min(16, most), most // self.most_positions)
+
+    def answer_sizes(self) -> list[int]:
+        """Return how many numbers O' each task answers with; those of all positions, where it answers by position."""
+        shapes = [(self.length, t.n_outputs) if t.positional else (t.n_outputs,) for t in self.tasks]
+        blank = [torch.zeros(1, 1, 1, *shape) for shape in shapes]
+        return [task.activate(outputs).shape[-1] for task, outputs in zip(self.tasks, blank, strict=True)]
 
     def prepare(self, blocks: dict[str, Tensor]) -> list[Tensor]:
         """Return what can be computed once per row: encoded blocks [B, C] -> prepared [B, C'], in order of `blocks`."""
         return [cast(Encoder[Any], e).prepare(blocks[name]) for name, e in zip(self.blocks, self.encoders, strict=True)]
 
     def unfold(self, prepared: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Return what the encoders read of prepared blocks [..., B, C'], as far as no gradient changes it."""
-        return [cast(Encoder[Any], e).unfold(values) for e, values in zip(self.encoders, prepared, strict=True)]
+        """Return what `outputs` reads of prepared blocks [K or 1, B, C'], as far as no gradient changes it."""
+        unfolded = [cast(Encoder[Any], e).unfold(values) for e, values in zip(self.encoders, prepared, strict=True)]
+        # Pooled here where nothing is learned: once for all rows, not in each step.
+        return [self._encoded(b, parts) if self._fixed[b] else parts for b, parts in enumerate(unfolded)]
+
+    def _encoded(self, block: int, unfolded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the features of a block as the trunk reads them, [K or 1, B, F']; of the main one by position.
+
+        These are features [K or 1, B, L, F] and mask [K or 1, B, L].
+        """
+        encoder = cast(Encoder[Any], self.encoders[block])
+        features, mask = encoder(*unfolded), unfolded[-1]
+        if not encoder.length:
+            return (features,)
+        if block == self.main:
+            return features, mask
+        if self.main is None:
+            return (encoder.pooled(features, mask),)
+        return (mean_of_real(features, mask),)  # beside every position: side by side they would be too many
 
     def forward(self, prepared: Sequence[Tensor]) -> list[Tensor]:
         """Prepared blocks [K or 1, B, C'] -> outputs [K, M, B, O] for each task."""
         return self.outputs(self.unfold(prepared))
 
     def outputs(self, unfolded: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Unfolded blocks, each [K or 1, B, C''] -> outputs [K, M, B, O] for each task."""
-        features = [encoder(*values) for encoder, values in zip(self.encoders, unfolded, strict=True)]
-        states = self.trunk(_joined(features))  # T of [K, M, B, D]
+        """Unfolded blocks, each [K or 1, B, C''] -> outputs [K, M, B, (L,) O] for each task."""
+        encoded = [parts if self._fixed[b] else self._encoded(b, parts) for b, parts in enumerate(unfolded)]
+        states = self._states(encoded)
         outputs: dict[int, Tensor] = {}
         for places in _alike(self.heads, states):
             outputs |= dict(zip(places, self._heads_at(tuple(places))(states[places[0]]), strict=True))
-        return [outputs[t] for t in range(len(self.tasks))]
+        rows = encoded[0][0].shape[1]
+        return [
+            outputs[t].unflatten(2, (rows, self.length)) if task.positional else outputs[t]
+            for t, task in enumerate(self.tasks)
+        ]
+
+    def _states(self, encoded: Sequence[tuple[Tensor, ...]]) -> Sequence[Tensor]:
+        """Return each task's state as its head reads it, T of [K, M, B, D]; by position the rows are B * L."""
+        if self.main is None:
+            return cast(Sequence[Tensor], self.trunk(_joined([features for (features,) in encoded])))
+        features, mask = encoded[self.main]
+        others = [parts[0].unsqueeze(2) for b, parts in enumerate(encoded) if b != self.main]
+        beside = [part.expand(-1, -1, self.length, -1) for part in others]
+        states = self.trunk(_joined([features, *beside]), mask)
+        read: dict[tuple[int, bool], Tensor] = {}
+        keys = [(id(state), task.positional) for state, task in zip(states, self.tasks, strict=True)]
+        for key, state in zip(keys, states, strict=True):
+            if key not in read:
+                by_position = key[1]
+                real = mask[:, None, :, :, None]
+                read[key] = (state * real).flatten(2, 3) if by_position else self.pooling(state, mask)
+        return [read[key] for key in keys]
 
     def _heads_at(self, places: tuple[int, ...]) -> Callable[[Tensor], list[Tensor]]:
         if self._joined is not None and places in self._joined:
@@ -312,11 +432,31 @@ class Flat:
 
 
 def _joined(features: Sequence[Tensor]) -> Tensor:
-    """Return features of all blocks side by side, [K or 1, B, F]."""
+    """Return features of all blocks side by side, [K or 1, B, (L,) F]."""
     if len(features) == 1:
         return features[0]  # `cat` would copy it
     members = max(part.shape[0] for part in features)
-    return torch.cat([part.expand(members, -1, -1) for part in features], -1)
+    return torch.cat([part.expand(members, *part.shape[1:]) for part in features], -1)
+
+
+def positional_trunks() -> list[str]:
+    """Return the kinds of trunk that read positions."""
+    return [kind for kind, spec in TRUNKS.kinds().items() if TRUNKS.class_of(spec).positional]
+
+
+def check_fits(trunk: str, *, by_position: Sequence[str], positions: bool) -> None:
+    """Raise SpecError where a kind of trunk reads positions that no input has, or none, by which a task answers."""
+    readers = positional_trunks()
+    if by_position and trunk not in readers:
+        raise SpecError(
+            f"Trunk {trunk!r} reads no positions, by which target {by_position[0]!r} answers; "
+            f"allowed: {listing(readers)}."
+        )
+    if trunk in readers and not positions:
+        others = [kind for kind in TRUNKS.kinds() if kind not in readers]
+        raise SpecError(
+            f"Trunk {trunk!r} reads positions, but no input is an image or a text; allowed: {listing(others)}."
+        )
 
 
 def _alike(heads: nn.ModuleList, states: Sequence[Tensor]) -> list[list[int]]:

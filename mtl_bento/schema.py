@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.errors import SchemaError, SpecError, listing
 from mtl_bento.spec import Spec
+from mtl_bento.table import folder_of
 
 TOGETHER = 32
 """Columns that are written into a block together."""
@@ -58,6 +59,11 @@ class Schema(Spec):
             blocks.setdefault(column.block, []).append(column)
         return {block: tuple(columns) for block, columns in blocks.items()}
 
+    @property
+    def max_rows(self) -> int:
+        """Rows that one request may hold: what the column allows that allows the fewest."""
+        return min((column.max_rows for column in self.columns), default=Column.max_rows)
+
     def encode(self, table: pa.Table) -> dict[str, np.ndarray]:
         """Return each block as an array [B, sum of F] in the block's dtype, C-contiguous.
 
@@ -71,8 +77,15 @@ class Schema(Spec):
             raise SchemaError(f"The table has none of the model's inputs ({listing(map(repr, self.names))}); add them.")
         return {block: _side_by_side(columns, table, present) for block, columns in self.blocks.items()}
 
+    def own_blocks(self, table: pa.Table) -> pa.Table:
+        """Return the columns of a table that are inputs with a block of their own (pictures, texts), as they are."""
+        own = {column.name for columns in self.blocks.values() for column in columns if ":" in column.block}
+        return table.select([name for name in table.column_names if name in own])
+
 
 def _side_by_side(columns: tuple[Column, ...], table: pa.Table, present: set[str]) -> np.ndarray:
+    if len(columns) == 1:  # pictures above all: not to be held twice
+        return np.require(columns[0].encode(_cells(columns[0], table, present)), requirements=["C", "W"])
     ends = np.cumsum([column.n_features for column in columns]).tolist()
     starts = [0, *ends[:-1]]
     block = np.empty((table.num_rows, ends[-1]), dtype=columns[0].dtype)
@@ -97,5 +110,5 @@ def _write(block: np.ndarray, encoded: list[np.ndarray], starts: list[int], ends
 
 def _cells(column: Column, table: pa.Table, present: set[str]) -> Any:
     if column.name in present:
-        return table.column(column.name)
+        return column.located(table.column(column.name), folder_of(table))
     return pa.chunked_array([pa.nulls(table.num_rows)])

@@ -40,8 +40,6 @@ from mtl_bento.memory import keep_memory
 from mtl_bento.schema import Schema
 from mtl_bento.sources import VARIABLE, Served, bento_manifest, served_model
 
-MAX_BATCH = 2048
-"""Rows that one pass of the networks takes: two full requests, or many small ones."""
 TIMEOUT_S = 10
 """Seconds until a request is given up. BentoML never cancels its timers, so a long one would pile them up."""
 LATENCY_MS = 5000
@@ -120,7 +118,7 @@ def make_service(served: Served) -> Service[Any]:
 
         @bentoml.api(  # type: ignore[untyped-decorator]
             batchable=True,
-            max_batch_size=MAX_BATCH,
+            max_batch_size=max_batch(schema),
             max_latency_ms=LATENCY_MS,
             input_spec=request_model,
             output_spec=answer_model,
@@ -142,6 +140,11 @@ def make_service(served: Served) -> Service[Any]:
         # What `bentoml build` without `models:` records, so that the Bento keeps its model.
         service.models.append(bentoml.models.BentoModel(served.name))
     return service
+
+
+def max_batch(schema: Schema) -> int:
+    """Return the rows that one pass of the networks takes: two full requests, or many small ones."""
+    return 2 * schema.max_rows
 
 
 def service_name(served: Served) -> str:
@@ -200,7 +203,7 @@ class Worker:
     def warm_up(self) -> None:
         """Answer made-up rows in several batch sizes, so that no caller pays for what happens once."""
         cells = wire.Reader(self.schema).cells({"rows": self.samples["rows"]})
-        for size in (1, 64, MAX_BATCH):
+        for size in (1, 64, max_batch(self.schema)):
             self.answers(list(itertools.islice(itertools.cycle(cells), size)))
 
     def about(self, manifest: dict[str, Any], served: Served) -> bytes:
@@ -225,7 +228,7 @@ class Worker:
         }
         about = {
             "model": served.name,
-            "max_rows": wire.MAX_ROWS,
+            "max_rows": self.schema.max_rows,
             "tasks": tasks,
             "schema": manifest["schema"],
             "columns": columns,

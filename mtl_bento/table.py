@@ -29,6 +29,10 @@ from mtl_bento.errors import SchemaError, TableError, listing, nearest
 Source: TypeAlias = "str | os.PathLike[str] | Any"
 """A path, a pandas or polars DataFrame, a pyarrow Table, or anything with the Arrow stream protocol."""
 
+FOLDER = b"mtl_bento.folder"
+"""The key in a table's metadata under which the folder of its file is kept: paths in cells are relative to it."""
+PICTURE = r"(?i)\.(jpe?g|png|webp)$"
+"""How the path of a picture ends."""
 STDOUT = "-"
 """The path that stands for standard output."""
 
@@ -43,8 +47,20 @@ def read(source: Source, *, role: str = "table") -> pa.Table:
     Raises:
         TableError: in one line, where the source is missing, unreadable, empty or names a column twice.
     """
-    table = _read_file(Path(source), role) if isinstance(source, str | os.PathLike) else _read_frame(source, role)
-    return _checked(table, role)
+    if not isinstance(source, str | os.PathLike):
+        return _checked(_read_frame(source, role), role)
+    path = Path(source)
+    return _with_folder(_checked(_read_file(path, role), role), str(path.absolute().parent))
+
+
+def folder_of(table: pa.Table) -> Path:
+    """Return the folder of the file that a table was read from; the current one for a frame."""
+    return Path(os.fsdecode((table.schema.metadata or {}).get(FOLDER, b".")))
+
+
+def _with_folder(table: pa.Table, folder: str | None) -> pa.Table:
+    others = {key: value for key, value in (table.schema.metadata or {}).items() if key != FOLDER}
+    return table.replace_schema_metadata(others | ({FOLDER: os.fsencode(folder)} if folder is not None else {}))
 
 
 def like(table: pa.Table, source: Source) -> Any:
@@ -75,6 +91,7 @@ def write(table: pa.Table, path: str | os.PathLike[str]) -> None:
     In text files lists and structs become JSON text, and bytes base64. Raises TableError for an unknown suffix, a
     folder, or a place that cannot be written.
     """
+    table = _with_folder(table, None)  # where it was read from is nobody else's concern
     if str(path) == STDOUT:
         _write_csv(table, sys.stdout.buffer)
         sys.stdout.buffer.flush()
@@ -104,6 +121,9 @@ def concat(tables: Sequence[pa.Table], *, role: str = "table") -> pa.Table:
     """
     for table in tables:
         _check_names(table.column_names, role)
+    folder = folder_of(tables[0])
+    if any(folder_of(table) != folder for table in tables):
+        tables = [_with_whole_paths(table) for table in tables]
     names = dict.fromkeys(name for table in tables for name in table.column_names)
     plainly = {name for name in names if len(_types(tables, name)) > 1}
     alike = [_with_plain(table, plainly) for table in tables]
@@ -113,14 +133,14 @@ def concat(tables: Sequence[pa.Table], *, role: str = "table") -> pa.Table:
         except pa.ArrowException:
             both = " and ".join(sorted(str(kind) for kind in _types(tables, name)))
             raise TableError(f"{role}: column {name!r} is {both} in different tables; give it one type.") from None
-    return pa.concat_tables(alike, promote_options="permissive")
+    return _with_folder(pa.concat_tables(alike, promote_options="permissive"), str(folder))
 
 
 def plain(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the cells as one array of a plain type, so that columns and tasks need to know few of them.
 
-    Dictionaries, run-end encodings and extension types become their values; every kind of string `large_string`;
-    decimals and half floats `double`.
+    Dictionaries, run-end encodings and extension types become their values; every kind of string `large_string`, of
+    bytes `large_binary`; decimals and half floats `double`.
     """
     chunked = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
     if chunked.type.id in _PLAIN and chunked.num_chunks == 1:
@@ -151,9 +171,10 @@ def first_failure(cells: pa.Array, convert: Callable[[pa.Array], Any]) -> int:
 def cell_error(name: str, row: int, value: Any, *, wrong: str, wanted: str) -> SchemaError:
     """Return the error for one bad cell: "Column 'age', row 3: 'old' is not a number; give ...".
 
-    `row` counts from 0. The value is cut after 60 characters.
+    `row` counts from 0. The value is cut after 60 characters; of bytes only their number is shown.
     """
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    shown = f"a file of {len(value):,} bytes" if isinstance(value, bytes) else repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
     message = f"Column {name!r}, row {row}: {shown} {wrong}; {wanted}."
     return SchemaError(message, detail=[{"loc": ["rows", row, name], "msg": f"{shown} {wrong}", "type": "cell"}])
 
@@ -175,6 +196,8 @@ def _unwrapped(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return pa.chunked_array([pc.run_end_decode(chunk) for chunk in values.chunks], type=kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_string_view(kind):
         return values.cast(pa.large_string())  # 64-bit offsets: a combined text column may pass 2 GiB
+    if pa.types.is_binary(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
+        return values.cast(pa.large_binary())
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         return values.cast(pa.float64(), safe=False)
     return None
@@ -202,6 +225,25 @@ def _check_names(names: Sequence[str], role: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise TableError(f"{role}: several columns are called {listing(map(repr, twice))}; rename them.")
+
+
+def located(values: pa.ChunkedArray, folder: Path) -> pa.ChunkedArray:
+    """Return paths as paths from `folder`; missing cells stay missing."""
+    paths = [path and str(folder / path) for path in plain(values).to_pylist()]
+    return pa.chunked_array([pa.array(paths, pa.large_string())])
+
+
+def _with_whole_paths(table: pa.Table) -> pa.Table:
+    folder = folder_of(table).absolute()
+    columns = [located(column, folder) if _holds_pictures(column) else column for column in table.columns]
+    return pa.table(columns, names=table.column_names, metadata=table.schema.metadata)
+
+
+def _holds_pictures(values: pa.ChunkedArray) -> bool:
+    few = plain(values.slice(0, 100))
+    if not pa.types.is_large_string(few.type):
+        return False
+    return bool((pc.mean(pc.match_substring_regex(few, PICTURE)).as_py() or 0) > 0.5)
 
 
 # Frames
@@ -436,7 +478,7 @@ def _as_text(values: pa.ChunkedArray) -> pa.Array:
             [None if cell is None else json.dumps(cell, ensure_ascii=False, default=str) for cell in cells.to_pylist()],
             pa.large_string(),
         )
-    if pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type):
+    if pa.types.is_large_binary(cells.type):
         texts = [None if cell is None else base64.b64encode(cell).decode() for cell in cells.to_pylist()]
         return pa.array(texts, pa.large_string())
     return cells

@@ -10,8 +10,8 @@ the stacks of unlike members; where those sizes do not fit together, give the sp
 A broken promise is a `BrokenPromiseError` (an AssertionError) that says which one. All is computed in float64, on a
 table of 120 rows, in a few seconds.
 
-Letters: K members, T tasks, M TabM's inner members, B rows, N rows of the table, C columns, F features, D width,
-O outputs of a head.
+Letters: K members, T tasks, M TabM's inner members, B rows, N rows of the table, C columns, L positions, F features,
+D width, O outputs of a head.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ import torch
 from pydantic import TypeAdapter
 from torch import Generator, Tensor, nn
 
-from mtl_bento.columns._base import COLUMNS, Column
+from mtl_bento.columns._base import COLUMNS, Column, blank
 from mtl_bento.dataset import Dataset
-from mtl_bento.encoders._base import ENCODERS, EncoderSpec
+from mtl_bento.encoders._base import BACKBONE, ENCODERS, EncoderSpec, kind_of
 from mtl_bento.errors import SchemaError
 from mtl_bento.heads._base import HEADS, HeadSpec
 from mtl_bento.network import Inputs, Network, NetworkSpec, stacks
 from mtl_bento.registry import Registry
+from mtl_bento.samples import BLOCK, SampleTrunkSpec, sample_rows
 from mtl_bento.schema import Schema
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import TASKS, Task, TaskSpec
@@ -69,8 +70,8 @@ def check_trunk(trunk: type[TrunkSpec] | TrunkSpec, *others: TrunkSpec) -> None:
     """Raise BrokenPromiseError unless a trunk keeps its promises.
 
     A state [K, M, B, D] for each task; padding that stays zero; rows and members that do not see each other; finite
-    gradients; and, above all, member k of a stack equals that member trained alone (`check_stack`). Of a trunk that
-    reads positions a state [K, M, B, L, D], in which what lies where there is no position does not matter.
+    gradients; and, above all, member k of a stack equals that member trained alone (`check_stack`). A trunk that reads
+    positions has states [K, M, B, L, D], those of real positions whatever lies at the others, finite everywhere.
 
     Args:
         trunk: the spec or its class.
@@ -81,12 +82,11 @@ def check_trunk(trunk: type[TrunkSpec] | TrunkSpec, *others: TrunkSpec) -> None:
     given = [_changed(member, dropout=0.0) or member for member in (spec, *others)]
     unlike = sorted(given if others else _varied(spec, sizes), key=lambda member: -member.shared_depth)
     alike = [unlike[0], unlike[0]]
-    by_position = TRUNKS.class_of(type(spec)).positional
+    positional = TRUNKS.class_of(type(spec)).positional
     for specs in (unlike, alike, unlike[-1:]):
-        (_check_positions if by_position else _check_states)(specs)
-    if by_position:
-        return
-    dataset = sample_dataset()
+        for grid in ((2, 3), None) if positional else (None,):
+            _check_states(specs, TrunkSizes(n_features=7, n_tasks=3, length=6 * positional, grid=grid))
+    dataset = sample_dataset(positions=positional)
     check_stack(sample_members(dataset, trunks=unlike), dataset)
     check_stack(sample_members(dataset, trunks=alike), dataset)
     _check_refusals(spec, lambda specs: sample_members(dataset, trunks=specs), dataset)
@@ -122,7 +122,8 @@ def check_encoder(
     """Raise BrokenPromiseError unless an encoder keeps its promises; `others` share its stack.
 
     Features [K or 1, B, F], finite also for missing and unseen values; rows that do not see each other; what it learned
-    of the training rows lies in buffers; finite gradients; member k of a stack equals that member trained alone.
+    of the training rows lies in buffers; finite gradients; member k of a stack equals that member trained alone. With
+    positions features are [K or 1, B, L, F] with a mask [K or 1, B, L], and pooled ones [K or 1, B, F'].
 
     Args:
         encoder: the spec or its class.
@@ -136,12 +137,22 @@ def check_encoder(
         dataset, values = _sample(only=spec.kind)
     else:
         dataset = _problem({spec.kind: tuple(columns)}, {spec.kind: values})
-    _check_features(unlike, dataset.inputs, values)
+    length = _check_features(unlike, dataset.inputs, values)
     check_stack(sample_members(dataset, encoders=unlike), dataset)
+    if length:
+        by_position = [SampleTrunkSpec(width=w, shared_depth=1, dropout=0.0) for w in range(4, 4 + len(unlike))]
+        check_stack(sample_members(dataset, encoders=unlike, trunks=by_position), dataset)
     _check_refusals(spec, lambda specs: sample_members(dataset, encoders=specs), dataset)
 
 
-def check_task(task: TaskSpec, labels: pa.ChunkedArray | pa.Array | Sequence[Any]) -> None:
+def check_task(
+    task: TaskSpec,
+    labels: pa.ChunkedArray | pa.Array | Sequence[Any],
+    *,
+    known: Sequence[bool] | None = None,
+    table: pa.Table | None = None,
+    columns: Sequence[Column] = (),
+) -> None:
     """Raise BrokenPromiseError unless a task keeps its promises.
 
     A row without a label counts for nothing, a batch of them gives loss 0 and no gradient; weights have the effect of
@@ -151,20 +162,31 @@ def check_task(task: TaskSpec, labels: pa.ChunkedArray | pa.Array | Sequence[Any
     Args:
         task: the spec as a user writes it, not yet fitted.
         labels: training labels of at least two values, some missing.
+        known: which rows are labelled, where that is not simply where a cell is.
+        table, columns: inputs of the same rows, for a task that reads them (`Task.place`).
     """
     cells = labels if isinstance(labels, pa.ChunkedArray) else pa.chunked_array([pa.array(labels)])
     task_class: Any = TASKS.class_of(type(task))
     fitted = check_spec(task_class.fit(task, cells), TASKS)
-    built: Task[Any] = task_class(fitted)
+    inputs = pa.table({"": pa.nulls(len(cells))}) if table is None else table
+
+    def placed(n_rows: int) -> Task[Any]:
+        built: Task[Any] = task_class(fitted)
+        return built.place(inputs.slice(0, n_rows), columns)
+
+    built = placed(len(cells))
     targets = torch.from_numpy(built.encode(cells))
-    labelled = [value not in (None, "") and value == value for value in cells.to_pylist()]  # noqa: PLR0124 - no NaN
+    if known is None:
+        labelled = [value not in (None, "") and value == value for value in cells.to_pylist()]  # noqa: PLR0124 - no NaN
+    else:
+        labelled = list(known)
     if all(labelled):
         raise ValueError("give labels of which some are missing, so that masking can be checked")
     _promise(built.known(targets).tolist() == labelled, "`known` must be true exactly where there is a label")
     _check_fit_refuses(task_class, task, cells)
     _check_losses(built, targets)
     _check_judged(built, targets)
-    _check_answers(built, cells)
+    _check_answers(built, placed, cells)
 
 
 def check_weighting(weighting: type[WeightingSpec] | WeightingSpec, *others: WeightingSpec) -> None:
@@ -209,8 +231,8 @@ def check_column(column: type[Column], values: pa.ChunkedArray | pa.Array | Sequ
     _promise(same, "rows must be encoded alike alone")
     _promise(fitted.encode(cells.slice(0, 0)).shape == (0, shape[1]), "no rows must be encoded as [0, F]")
     absent = fitted.encode(pa.chunked_array([pa.nulls(3)]))
-    empty = np.isnan(absent) if absent.dtype.kind == "f" else absent == -1
-    _promise(bool(empty.all()), "cells of Arrow's null type must be missing: NaN, or code -1")
+    empty = np.isnan(absent) if absent.dtype.kind == "f" else absent == blank(absent.dtype)
+    _promise(bool(empty.all()), "cells of Arrow's null type must be missing: NaN, code -1, or 0 without a sign")
     _check_drawn(fitted)
     _promise(bool(fitted.describe()), "`describe` must say what the column is taken for")
 
@@ -258,9 +280,12 @@ def check_stack(members: Sequence[Member], dataset: Dataset) -> None:
     _check_prediction(together, dataset)
 
 
-def sample_dataset(*, dtype: torch.dtype = torch.float64) -> Dataset:
-    """Return 120 rows with all blocks, three tasks with missing labels, row weights, and two folds."""
-    return _sample(dtype=dtype)[0]
+def sample_dataset(*, dtype: torch.dtype = torch.float64, positions: bool = False) -> Dataset:
+    """Return 120 rows with all blocks of tables, three tasks with missing labels, row weights, and two folds.
+
+    With `positions` a block with positions stands beside them, and a fourth task, `cells`, answers by these.
+    """
+    return _sample(dtype=dtype, positions=positions)[0]
 
 
 def sample_members(
@@ -295,7 +320,9 @@ def _member(
     held = [heads[(k + t) % len(heads)] if heads else {"kind": "dense", "width": 4} for t in range(len(names))]
     network = NetworkSpec.model_validate(
         {
-            "encoders": {block: encoders[k] if encoders else {"kind": block} for block in dataset.inputs.columns},
+            "encoders": {
+                block: encoders[k] if encoders else {"kind": kind_of(block)} for block in dataset.inputs.columns
+            },
             "trunk": trunks[k] if trunks else mlp,
             "heads": dict(zip(names, held, strict=True)),
         }
@@ -305,8 +332,10 @@ def _member(
     return Member(MemberSpec(network=network, training=training), seed=k, split=k % len(dataset.splits))
 
 
-def _sample(*, only: str | None = None, dtype: torch.dtype = torch.float64) -> tuple[Dataset, np.ndarray]:
-    """Return the sample dataset, of one block where `only` names it, and that block's values (or any block's)."""
+def _sample(
+    *, only: str | None = None, dtype: torch.dtype = torch.float64, positions: bool = False
+) -> tuple[Dataset, np.ndarray]:
+    """Return the sample dataset, of one block where `only` names its kind, and that block's values (or any block's)."""
     n, rng = 120, np.random.default_rng(0)
     holes = rng.random((2, n)) < 0.1
     table = pa.table(
@@ -321,17 +350,26 @@ def _sample(*, only: str | None = None, dtype: torch.dtype = torch.float64) -> t
     kinds = {"size": "numeric", "count": "numeric", "colour": "categorical", "place": "categorical", "vector": "vector"}
     columns = [COLUMNS.class_of(COLUMNS.spec_class(kind)) for kind in kinds.values()]
     fitted = tuple(column.fit(name, table[name]) for name, column in zip(kinds, columns, strict=True))
-    schema = Schema(columns=tuple(column for column in fitted if only in (None, column.block)))
-    if not schema.columns:
+    schema = Schema(columns=tuple(column for column in fitted if only in (None, kind_of(column.block))))
+    blocks = schema.encode(table) if schema.columns else {}
+    by_position, tokens, cells, labels = sample_rows(n)
+    if positions or only == kind_of(BLOCK):
+        blocks |= tokens
+    if not blocks:
         raise TypeError(f"there are no sample rows for block {only!r}; give `columns` and `values`")
-    blocks = schema.encode(table)
-    return _problem(schema.blocks, blocks, dtype=dtype), blocks[only or "numeric"]
+    held = {name: (schema.blocks | by_position)[name] for name in blocks}
+    beside = [(cells, labels)] if positions else []
+    return _problem(held, blocks, dtype=dtype, beside=beside), next(iter(blocks.values()))
 
 
 def _problem(
-    columns: dict[str, tuple[Column, ...]], blocks: dict[str, np.ndarray], *, dtype: torch.dtype = torch.float64
+    columns: dict[str, tuple[Column, ...]],
+    blocks: dict[str, np.ndarray],
+    *,
+    dtype: torch.dtype = torch.float64,
+    beside: Sequence[tuple[Task[Any], np.ndarray]] = (),
 ) -> Dataset:
-    """Return encoded inputs with three made-up tasks, row weights and two folds."""
+    """Return encoded inputs with three made-up tasks and those `beside` them, row weights and two folds."""
     n, rng = len(next(iter(blocks.values()))), np.random.default_rng(1)
     labels = {
         "yes": ("binary", pa.array(np.arange(n) % 3 == 0)),
@@ -345,6 +383,8 @@ def _problem(
         cells = pa.chunked_array([values])
         tasks.append(task_class(task_class.fit(spec, cells)))
         targets.append(tasks[-1].encode(cells))
+    tasks += [task for task, _ in beside]
+    targets += [held for _, held in beside]
     inputs = Inputs.fit(columns, {name: torch.from_numpy(block) for name, block in blocks.items()})
     places = np.arange(n)
     splits = [(places[places % 4 != fold], places[places % 4 == fold]) for fold in range(2)]
@@ -508,75 +548,36 @@ def _same_state(one: MemberState, other: MemberState, promise: str) -> None:
 # What trunks, heads and encoders promise by themselves
 
 
-def _check_states(specs: Sequence[TrunkSpec]) -> None:
-    n, sizes = len(specs), TrunkSizes(n_features=7, n_tasks=3)
+def _check_states(specs: Sequence[TrunkSpec], sizes: TrunkSizes) -> None:
+    n, tail = len(specs), (sizes.length,) if sizes.length else ()
     trunk: Any = TRUNKS.class_of(type(specs[0]))(specs, sizes, _generators(n)).double().eval()
     _promise(len(trunk.widths) == n, "`widths` must hold the width of each member's states")
-    features = _random(n, 5, sizes.n_features)
+    features = _random(n, 5, *tail, sizes.n_features)
+    for row in range(5 if tail else 0):  # all positions of row 0 are real, none of the last
+        features[:, row, sizes.length - row * sizes.length // 4 :] = torch.nan
 
-    def forward(values: Tensor) -> Tensor:
-        return torch.stack(list(trunk(values)))  # [T, K, M, B, D]
+    def forward(values: Tensor, filling: float = 0.0) -> Tensor:
+        if not tail:
+            return torch.stack(list(trunk(values)))  # [T, K, M, B, D]
+        mask = ~values.isnan().any(-1)
+        states = torch.stack(list(trunk(values.nan_to_num(filling), mask)))  # [T, K, M, B, L, D]
+        return states * mask[:, None, ..., None]
 
     states = forward(features)
+    _promise(_finite(states), "states must be finite, also where a row has no real position")
+    _close(forward(features, 9.0), states, "what lies at positions that are not real must not matter")
     for b in (0, 1, 5):
-        shape = (sizes.n_tasks, n, trunk.inner, b, max(trunk.widths))
-        _same_shape(forward(features[:, :b]), shape, "states must be T of [K, M, B, D]")
+        shape = (sizes.n_tasks, n, trunk.inner, b, *tail, max(trunk.widths))
+        _same_shape(forward(features[:, :b]), shape, "states must be T of [K, M, B, D], or [K, M, B, L, D] by position")
     for k, width in enumerate(trunk.widths):
         _promise(not bool(states[:, k, ..., width:].any()), f"states beyond a member's width ({width}) must be zero")
     shared = features[:1]
-    _close(forward(shared), forward(shared.expand(n, -1, -1)), "features [1, B, F] must count for every member")
+    whole = shared.expand(n, *shared.shape[1:])
+    _close(forward(shared), forward(whole), "features [1, B, F] must count for every member")
     _check_apart(forward, features, rows_in=1, rows_out=3, members_out=1)
-    _check_gradients(forward, trunk, features)
+    _check_gradients(forward, trunk, features, rows_in=1)
     trunk.train()
     _close(forward(features), states, "with dropout 0, training must answer as evaluation does")
-
-
-def _check_positions(specs: Sequence[TrunkSpec]) -> None:
-    for length, grid in ((6, None), (6, (2, 3)), (1, (1, 1))):
-        _check_states_of(specs, TrunkSizes(7, 3, length, grid))
-
-
-def _check_states_of(specs: Sequence[TrunkSpec], sizes: TrunkSizes) -> None:
-    """Check a trunk that reads positions: of five rows one has all, one has none, the others have some."""
-    n, n_rows, length = len(specs), 5, sizes.length
-    build: Any = TRUNKS.class_of(type(specs[0]))
-    trunk = build(specs, sizes, _generators(n)).double().eval()
-    real = torch.arange(length) < torch.tensor([length, 0, length // 2, 1, length - 1]).unsqueeze(1)
-    mask = torch.cat([real, real.flip(0)])[torch.arange(n).unsqueeze(1) + torch.arange(n_rows)]  # [K, B, L]
-    features = _random(n, n_rows, length, sizes.n_features)
-
-    def states_of(trunk: Any, features: Tensor, mask: Tensor) -> Tensor:
-        return torch.stack(list(trunk(features, mask)))  # [T, K, M, B, L, D]
-
-    states, widest = states_of(trunk, features, mask), max(trunk.widths)
-    for b in (0, 1, n_rows):
-        shape = (sizes.n_tasks, n, trunk.inner, b, length, widest)
-        some = states_of(trunk, features[:, :b], mask[:, :b])
-        _same_shape(some, shape, "states must be T of [K, M, B, L, D]")
-    for k, width in enumerate(trunk.widths):
-        _promise(not bool(states[:, k, ..., width:].any()), f"states beyond a member's width ({width}) must be zero")
-    given = states_of(trunk, features[:1], mask[:1])
-    expanded = states_of(trunk, features[:1].expand_as(features), mask[:1].expand_as(mask))
-    _close(given, expanded, "features [1, B, L, F] must count for every member")
-    changed = torch.where(mask.unsqueeze(-1), features, features * 100 + 1)
-    held = mask[None, :, None, :, :, None]
-    other = states_of(trunk, changed, mask)
-    _close(other * held, states * held, "what lies where there is no position must not matter to the others")
-    for k, spec in enumerate(specs):
-        alone = build([spec], sizes, _generators(n)[k : k + 1]).double().eval()
-        state = states_of(alone, features[k : k + 1], mask[k : k + 1])
-        _close(states[:, k, ..., : trunk.widths[k]], state[:, 0], f"member {k} must have the state it has alone")
-        _check_alike(trunk, states[:, k].square().sum(), alone, state.square().sum(), k)
-
-    def forward(values: Tensor) -> Tensor:
-        """values [K, L, B, F + 1], the last the mask, so that rows lie where the checks below look for them."""
-        return states_of(trunk, values[..., :-1].transpose(1, 2), values[..., -1].transpose(1, 2) > 0)
-
-    values = torch.cat([features, mask.double().unsqueeze(-1)], -1).transpose(1, 2)
-    _check_apart(forward, values, rows_in=2, rows_out=3, members_out=1)
-    _check_gradients(forward, trunk, values)
-    trunk.train()
-    _close(states_of(trunk, features, mask), states, "with dropout 0, training must answer as evaluation does")
 
 
 def _check_alike(stacked: nn.Module, loss: Tensor, alone: nn.Module, own_loss: Tensor, k: int) -> None:
@@ -609,7 +610,7 @@ def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int)
     for b in (0, 1, 5):
         _same_shape(head(state[:, :, :b]), (n, inner, b, n_outputs), "outputs must be [K, M, B, O]")
     _check_apart(head, state, rows_in=2, rows_out=2, members_out=0)
-    _check_gradients(head, head, state)
+    _check_gradients(head, head, state, rows_in=2)
     changed = state.clone()
     changed[:, 0] += 1
     _close(head(changed)[:, 1:], head(state)[:, 1:], "TabM's inner members must not see each other")
@@ -618,38 +619,56 @@ def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int)
         _close(one, alone(state), "heads of one state must answer together as they do alone")
 
 
-def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.ndarray) -> None:
-    kind, n = specs[0].kind, len(specs)
-    fitted = inputs.fitted[kind]
+def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.ndarray) -> int:
+    """Check features; return how many positions they have."""
+    ((block, fitted),), n = inputs.fitted.items(), len(specs)
     build: Any = ENCODERS.class_of(type(specs[0]))
-    encoder = build(specs, inputs.columns[kind], fitted, _generators(n)).double().eval()
-    lost = set(fitted) - {name for name, _ in encoder.named_buffers()}
+    encoder = build(specs, inputs.columns[block], fitted, _generators(n)).double().eval()
+    held = {name for name in fitted if not name.startswith(BACKBONE)}
+    lost = held - {name for name, _ in encoder.named_buffers()}
     _promise(not lost, f"what was fitted must lie in buffers: {sorted(lost)}")
     raw = torch.from_numpy(np.concatenate([values, _odd_rows(values)]))
     prepared = encoder.prepare(raw)
     features = encoder.features(prepared[None])
     _promise(features.shape[0] in (1, n), "features must be [K or 1, B, F]")
     _promise(_finite(features), "features must be finite, also of missing and unseen values")
+    tail = (encoder.length,) if encoder.length else ()
     for b in (0, 1, len(raw)):
-        shape = (features.shape[0], b, encoder.n_features)
-        _same_shape(encoder.features(prepared[None, :b]), shape, "features must be [K or 1, B, F]")
-        _same_shape(encoder.prepare(raw[:b]), (b, prepared.shape[-1]), "prepared rows must be [B, C']")
+        shape = (features.shape[0], b, *tail, encoder.n_features)
+        _same_shape(
+            encoder.features(prepared[None, :b]), shape, "features must be [K or 1, B, F], or [K or 1, B, L, F]"
+        )
+        shape = (b, *tail, prepared.shape[-1])
+        _same_shape(encoder.prepare(raw[:b]), shape, "prepared rows must be [B, C'], or [B, L, D]")
+    if tail:
+        mask = encoder.unfold(prepared[None])[-1]
+        _promise(mask.dtype == torch.bool, "the last of what is unfolded must be the mask of real positions")
+        _same_shape(mask, (1, len(raw), *tail), "the mask must be [K or 1, B, L]")
+        pooled = encoder.pooled(features, mask)
+        shape = (features.shape[0], len(raw), encoder.n_pooled)
+        _same_shape(pooled, shape, "pooled features must be [K or 1, B, F']")
+        _promise(_finite(pooled), "pooled features must be finite, also where a row has no position")
     spec_class: Any = type(specs[0])
-    default = build([spec_class()], inputs.columns[kind], fitted, _generators(1)).double()
+    default = build([spec_class()], inputs.columns[block], fitted, _generators(1)).double()
     _close(default.prepare(raw), prepared, "`prepare` must not depend on the spec: all members share its rows")
-    own = prepared.expand(n, -1, -1)  # each member has rows of its own in training; all share theirs in prediction
-    together = features.expand(n, -1, -1)
+    own = prepared.expand(
+        n, *prepared.shape
+    )  # each member has rows of its own in training; all share theirs in prediction
+    together = features.expand(n, *features.shape[1:])
     _close(encoder.features(own), together, "rows given for each member must be encoded as rows given once")
     whole = [part.expand(n, *part.shape) for part in encoder.unfold(prepared)]  # as training gathers them
     _close(encoder(*whole), together, "rows must be unfolded alike before and after they are drawn")
     alone = torch.cat([encoder.prepare(raw[i : i + 1]) for i in range(len(raw))])
     _close(alone, prepared, "rows must be prepared alike alone")
     _check_apart(encoder.features, own, rows_in=1, rows_out=1, members_out=0)
-    _check_gradients(encoder.features, encoder, own)
+    _check_gradients(encoder.features, encoder, own, rows_in=1)
+    return int(encoder.length)
 
 
 def _odd_rows(values: np.ndarray) -> np.ndarray:
     """Return a row that is all missing, and unseen ones: far-away numbers, or the highest codes ("other")."""
+    if values.dtype.kind == "u":  # bytes of a picture: none, and all white
+        return np.stack([np.full_like(values[0], number) for number in (0, 255)])
     if values.dtype.kind == "f":
         return np.stack([np.full_like(values[0], number) for number in (np.nan, 1e30, -1e30)])
     return np.stack([np.full_like(values[0], -1), values.max(0)])
@@ -667,10 +686,10 @@ def _check_apart(forward: Forward, values: Tensor, *, rows_in: int, rows_out: in
     _close(others[0], others[1], "members must not see each other")
 
 
-def _check_gradients(forward: Forward, module: nn.Module, values: Tensor) -> None:
+def _check_gradients(forward: Forward, module: nn.Module, values: Tensor, *, rows_in: int) -> None:
     parameters = list(module.parameters())
-    for n_rows in (values.shape[-2], 1, 0) if parameters else ():
-        answer = forward(values.narrow(-2, 0, n_rows))
+    for n_rows in (values.shape[rows_in], 1, 0) if parameters else ():
+        answer = forward(values.narrow(rows_in, 0, n_rows))
         gradients = torch.autograd.grad(answer.square().sum(), parameters)
         _promise(_finite(*gradients), f"gradients must be finite for {n_rows} rows")
 
@@ -689,9 +708,14 @@ def _check_fit_refuses(task_class: Any, spec: TaskSpec, cells: pa.ChunkedArray) 
             raise BrokenPromiseError(f"`fit` must raise SchemaError where all labels are {what}")
 
 
+def _head_shape(task: Task[Any], targets: Tensor) -> tuple[int, ...]:
+    """Return the shape of one row's outputs: (O,), or (L, O) where it answers by position."""
+    return (targets.shape[1], task.n_outputs) if task.positional else (task.n_outputs,)
+
+
 def _check_losses(task: Task[Any], targets: Tensor) -> None:
     n, rows, known = 3, len(targets), task.known(targets)
-    outputs = _random(n, 2, rows, task.n_outputs).requires_grad_()
+    outputs = _random(n, 2, rows, *_head_shape(task, targets)).requires_grad_()
     losses = task.loss(outputs, targets[None])
     _same_shape(losses, (n,), "`loss` must return one number a member, [K]")
     (gradient,) = torch.autograd.grad(losses.sum(), outputs)
@@ -711,7 +735,7 @@ def _check_losses(task: Task[Any], targets: Tensor) -> None:
 
 def _check_judged(task: Task[Any], targets: Tensor) -> None:
     known = task.known(targets)
-    outputs = _random(1, 1, len(targets), task.n_outputs)
+    outputs = _random(1, 1, len(targets), *_head_shape(task, targets))
     judged = task.answer_losses(task.activate(outputs)[0, 0], targets)
     _promise(torch.equal(judged.isnan(), ~known), "`answer_losses` must be NaN exactly where a label is missing")
     trained = task.row_losses(outputs, targets[None, None])[0, 0]
@@ -720,11 +744,14 @@ def _check_judged(task: Task[Any], targets: Tensor) -> None:
     _promise(0 < trivial < float("inf"), f"`trivial_loss` must be above 0 and finite, not {trivial}")
 
 
-def _check_answers(task: Task[Any], cells: pa.ChunkedArray) -> None:
+def _check_answers(task: Task[Any], placed: Callable[[int], Task[Any]], cells: pa.ChunkedArray) -> None:
     n = len(cells)
-    answers = task.activate(_random(1, 1, n, task.n_outputs).float())[0, 0].numpy()
+    outputs = _random(1, 1, n, *_head_shape(task, torch.from_numpy(task.encode(cells)))).float()
+    answers = task.activate(outputs)[0, 0].numpy()
+    _promise(answers.ndim == 2, f"answers of one network must be [B, O'], not {answers.shape}")
     for b in (0, 1, n):
-        values, rows, columns = task.values(answers[:b]), task.rows(answers[:b]), task.columns(answers[:b])
+        few = placed(b)
+        values, rows, columns = few.values(answers[:b]), few.rows(answers[:b]), few.columns(answers[:b])
         sizes = {len(values), len(rows), *(len(column) for column in columns.values())}
         _promise(sizes == {b}, f"{b} answers must give as many values, objects and cells, not {sizes}")
         _promise(json.loads(json.dumps(rows, allow_nan=False)) == rows, "`rows` must be what JSON can hold")
@@ -732,12 +759,12 @@ def _check_answers(task: Task[Any], cells: pa.ChunkedArray) -> None:
     _promise(bool(task.known(encoded).all()), "predictions must be labels")
     table = {task.name: values, **{f"{task.name}__{suffix}": column for suffix, column in columns.items()}}
     columnwise = task.scored_columns({name: pa.chunked_array([column]) for name, column in table.items()})
-    _close(
-        torch.tensor(columnwise),
-        torch.tensor(task.scored(answers)),
-        "columns must be scored as answers are",
-        tolerance=1e-6,
-    )
+    scored = task.scored(answers)
+    what = "columns must be scored as answers are"
+    if scored.dtype == object:
+        _promise(columnwise.tolist() == scored.tolist(), what)
+    else:
+        _close(torch.tensor(columnwise), torch.tensor(scored), what, tolerance=1e-6)
     _promise(len(task.truth(cells)) == n, "`truth` must give a label a row")
     json.dumps(task.card(), allow_nan=False)
 

@@ -35,7 +35,7 @@ EVALUATIONS = 16
 LOOKED_AT = 8_192
 """Validation rows that a look reads at most, evenly spaced; what is served is decided on all of them."""
 VALID_CHUNK = 1024
-"""Validation rows per forward pass, so that memory stays flat."""
+"""Validation rows per forward pass, so that memory stays flat; fewer where they have positions."""
 PLANNED_STEPS = 64
 """Steps whose row indices are drawn ahead and sent to the device at once."""
 
@@ -173,7 +173,11 @@ class Cohort:
             torch.full((n, len(names)), math.inf, device=dataset.device, dtype=dataset.dtype),
             self.flat.data.clone(),
         )
+        cared = [task.spec.weight for task in dataset.tasks]
+        self.cared = torch.tensor(cared, device=dataset.device, dtype=dataset.dtype) * self.judged  # [K, T]
         self.curve = list(stack.curve)
+        self._looks: list[tuple[int, Tensor]] = []
+        """Looks [K, T] of this sitting, left on the device: reading them would make the host wait for it."""
         for k, state in enumerate(stack.states):
             self._restore(k, state)
 
@@ -190,6 +194,8 @@ class Cohort:
     def stack(self, *, stopped: bool = False) -> Stack:
         """Return the cohort at rest."""
         scores, losses = self.best.score.tolist(), self.best.losses.tolist()
+        self.curve += [(step, found.tolist()) for step, found in self._looks]
+        self._looks.clear()
         states = tuple(
             MemberState({n: self.flat.read(matrix, k) for n, matrix in self._matrices().items()}, scores[k], losses[k])
             for k in range(len(self.members))
@@ -237,7 +243,10 @@ class Cohort:
             planned_rows(len(dataset.splits[m.split].train), self.training.batch_size, m.seed, self.step, steps)
             for m in self.members
         ]
-        places = torch.from_numpy(np.stack(drawn, 1)).to(dataset.device)
+        places = torch.from_numpy(np.stack(drawn, 1))
+        if dataset.device.type == "cuda":
+            places = places.pin_memory()  # so that the copy need not wait for what the device is doing
+        places = places.to(dataset.device, non_blocking=True)
         rows = [dataset.splits[m.split].train[places[:, k]] for k, m in enumerate(self.members)]
         return torch.stack(rows, 1)
 
@@ -248,12 +257,13 @@ class Cohort:
         return self.network.outputs([tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded])
 
     def _step(self, dataset: Dataset, index: Tensor) -> None:
-        targets, weights = dataset.labels_of(index)
         outputs = self._outputs(dataset, index)
-        losses = torch.stack(
-            [task.loss(out, y, weights) for task, out, y in zip(dataset.tasks, outputs, targets, strict=True)], -1
-        )  # [K, T]
-        objective = self.weighting(losses / dataset.trivial).sum()
+        losses = []
+        parts = zip(dataset.tasks, outputs, dataset.targets, dataset.label_weights, strict=True)
+        for task, out, labels, weights in parts:
+            own = None if weights is None else dataset.take(weights, index)
+            losses.append(task.mean_loss(out, dataset.take(labels, index), own))
+        objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
         torch._foreach_copy_(self.flat.gradients, gradients)
         self._descend()
@@ -279,17 +289,15 @@ class Cohort:
     def _look(self, dataset: Dataset) -> None:
         """Judge every member on its validation rows and keep the weights of those that were never better."""
         losses = self.losses(dataset)
-        weight = torch.tensor([t.spec.weight for t in dataset.tasks], device=losses.device, dtype=losses.dtype)
-        weight = weight * self.judged
         # A task without labels in this split's validation rows does not count.
-        weight = torch.where(losses.isnan(), 0.0, weight)
+        weight = torch.where(losses.isnan(), 0.0, self.cared)
         score = (losses.nan_to_num(0.0) / self.unit * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
         score = torch.where(score.isfinite(), score, torch.inf)
         better = score < self.best.score
         self.best.score = torch.where(better, score, self.best.score)
         self.best.losses = torch.where(better.unsqueeze(-1), losses, self.best.losses)
         self.best.data = torch.where(better.unsqueeze(-1), self.flat.data, self.best.data)
-        self.curve.append((self.step, losses.tolist()))
+        self._looks.append((self.step, losses))
 
     @torch.no_grad()
     def losses(self, dataset: Dataset) -> Tensor:
@@ -301,7 +309,8 @@ class Cohort:
         count: Tensor | float = 0.0
         self.network.eval()
         rows, real = self._validation_rows(dataset)
-        for index, held in zip(rows.split(VALID_CHUNK, 1), real.split(VALID_CHUNK, 1), strict=True):
+        at_once = self.network.rows_at_once(VALID_CHUNK)
+        for index, held in zip(rows.split(at_once, 1), real.split(at_once, 1), strict=True):
             targets, weights = dataset.labels_of(index)
             answers = self.network.averaged(self._outputs(dataset, index))
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))

@@ -7,10 +7,13 @@ No torch here: the client and the service's parent process use this file too.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -19,10 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from mtl_bento.columns._base import Column
 from mtl_bento.errors import MtlBentoError, RequestError, SchemaError, listing, nearest
 from mtl_bento.schema import Schema
-from mtl_bento.table import cell_error, plain, type_error
+from mtl_bento.table import cell_error, folder_of, plain, type_error
 
-MAX_ROWS = 1000
-"""Rows that one request may hold: the answer stays quick, and no caller keeps the others waiting."""
 MOST_DETAILS = 100
 """Places that one refusal lists."""
 TOLERANCE = 1e-5
@@ -60,9 +61,9 @@ def row_model(schema: Schema) -> type[BaseModel]:
 
 
 def request_model(schema: Schema) -> type[BaseModel]:
-    """Return the model of a request's body: `rows`, 1 to 1,000 of them, and nothing else."""
+    """Return the model of a request's body: `rows`, 1 to the schema's `max_rows` of them, and nothing else."""
     row: Any = row_model(schema)
-    rows: Any = (list[row], Field(min_length=1, max_length=MAX_ROWS))
+    rows: Any = (list[row], Field(min_length=1, max_length=schema.max_rows))
     return create_model("PredictInput", __config__=_CONFIG, rows=rows)
 
 
@@ -120,7 +121,7 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: Schema) -> pa.Table
     their number is not limited.
     """
     reader = Reader(schema)
-    parts = (range(len(rows))[start : start + MAX_ROWS] for start in range(0, len(rows), MAX_ROWS))
+    parts = (range(len(rows))[start : start + schema.max_rows] for start in range(0, len(rows), schema.max_rows))
     cells = [row for part in parts for row in reader.cells({"rows": [dict(rows[i]) for i in part]}, start=part.start)]
     return cells_to_table(cells, schema)
 
@@ -248,7 +249,7 @@ def _unknown_name(name: str, names: list[str]) -> str:
 
 def _bad_rows(kind: str, item: Mapping[str, Any]) -> str:
     if kind == "too_long":
-        return f"there are {item['ctx']['actual_length']} rows; send at most {MAX_ROWS} in one request"
+        return f"there are {item['ctx']['actual_length']} rows; send at most {item['ctx']['max_length']} in one request"
     if kind == "too_short":
         return f"there is no row; send {_EXAMPLE} with at least one"
     if kind == "missing":
@@ -271,12 +272,14 @@ def _either(words: list[str]) -> str:
 def table_to_rows(table: pa.Table, schema: Schema) -> list[dict[str, Any]]:
     """Return the inputs in a table as the rows of a request; missing cells are left out, other columns dropped.
 
-    Raises SchemaError where the table has none of the inputs, or a cell that JSON cannot hold (an infinity, bytes).
+    Bytes become base64, files are read. Raises SchemaError where the table has none of the inputs, or a cell that JSON
+    cannot hold (an infinity).
     """
     columns = [column for column in schema.columns if column.name in table.column_names]
     if not columns:
         raise SchemaError(f"The table has none of the model's inputs ({listing(map(repr, schema.names))}); add them.")
-    listed = [_json_cells(table.column(column.name), column) for column in columns]
+    folder = folder_of(table)
+    listed = [_json_cells(column.sent(column.located(table.column(column.name), folder)), column) for column in columns]
     names = [column.name for column in columns]
     return [
         {name: cell for name, cell in zip(names, row, strict=True) if cell is not None}
@@ -289,8 +292,10 @@ def _json_cells(values: pa.ChunkedArray, column: Column) -> list[Any]:
     kind, wanted = cells.type, column.arrow_type()
     if pa.types.is_floating(kind):
         return _json_numbers(cells, column.name)
-    if pa.types.is_large_string(kind) and not pa.types.is_string(wanted):
+    if pa.types.is_large_string(kind) and not (pa.types.is_string(wanted) or pa.types.is_large_string(wanted)):
         return [_spelled(cell) for cell in cells.to_pylist()]
+    if pa.types.is_large_binary(kind) and pa.types.is_large_binary(wanted):
+        return [None if cell is None else base64.b64encode(cell).decode() for cell in cells.to_pylist()]
     if pa.types.is_boolean(kind) and pa.types.is_floating(wanted):
         return list(cells.cast(pa.uint8()).to_pylist())
     if pa.types.is_temporal(kind) and not (pa.types.is_interval(kind) or pa.types.is_duration(kind)):
@@ -362,7 +367,7 @@ def disagreement(
             return f"row {row}: targets {listing(got)} instead of {listing(wanted)}"
         for target, answer in wanted.items():
             for path, one, other in _pairs(got[target], answer):
-                if not _alike(path, one, other, spreads.get(target, 0.0)) and not (path == "value" and _tied(answer)):
+                if not _alike(path, one, other, spreads.get(target, 0.0)) and not _tied(path, answer):
                     return f"row {row}, target {target!r}: {path} is {one!r} instead of {other!r}"
     return None
 
@@ -388,9 +393,15 @@ def _alike(path: str, one: Any, other: Any, spread: float) -> bool:
     return bool(abs(one - other) <= slack)
 
 
-def _tied(answer: Mapping[str, Any]) -> bool:
-    likeliest = sorted(answer.get("probabilities", {}).values(), reverse=True)
-    return len(likeliest) > 1 and likeliest[0] - likeliest[1] <= 2 * TOLERANCE
+def _tied(path: str, answer: Mapping[str, Any]) -> bool:
+    """Return whether a label, of a cell where the answer is a grid, may as well be another; or whether there is one."""
+    if not re.fullmatch(r"value(\[\d+\])*", path):
+        return False
+    if "probabilities" not in answer:
+        return bool(abs(answer.get("probability", 1.0) - 0.5) <= TOLERANCE)
+    cell = [int(place) for place in re.findall(r"\d+", path)]
+    likeliest = sorted((reduce(getitem, cell, shares) for shares in answer["probabilities"].values()), reverse=True)
+    return len(likeliest) > 1 and bool(likeliest[0] - likeliest[1] <= 2 * TOLERANCE)
 
 
 def _is_number(value: Any) -> bool:

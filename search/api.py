@@ -11,6 +11,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
+from mtl_bento.encoders._base import has_positions
 from mtl_bento.errors import SpecError
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
@@ -122,10 +123,16 @@ def _merged(
 def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> Space:
     """Return the space of a problem; raises SpecError where `search.space` asks for what is not there."""
     batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits))
+    blocks = list(problem.dataset.inputs.columns)
+    by_position = [task.name for task in problem.tasks if task.positional]
+    trunks = default_trunks(
+        len(problem.protocol.learned), positions=any(map(has_positions, blocks)), answered=bool(by_position)
+    )
     return Space(
-        list(problem.dataset.inputs.columns),
+        blocks,
         problem.names,
-        trunks=spec.search.trunk or default_trunks(len(problem.protocol.learned)),
+        by_position=by_position,
+        trunks=spec.search.trunk or trunks,
         weightings=spec.search.weighting,
         domains=spec.search.space,
         batch_size=batch,

@@ -23,7 +23,7 @@ from mtl_bento.artifact import write_file
 from mtl_bento.cli import STARTED
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento_search.api import search
-from mtl_bento_search.config import Config, load_config, parse_targets, seconds, split_kind, target_options
+from mtl_bento_search.config import Config, load_config, parse_targets, seconds, target_options
 from mtl_bento_search.evaluation import evaluate, judged
 from mtl_bento_search.examples import EXAMPLES
 from mtl_bento_search.inference import Inference, infer
@@ -285,8 +285,8 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
       mtl-bento evaluate runs/flights flights.parquet
     """
     opened = sources.open_source(source)
-    tasks, n_train = judged(opened)
-    records = evaluate(partial(opened.predict, output="full"), tasks, table)
+    tasks, inputs, n_train = judged(opened)
+    records = evaluate(partial(opened.predict, output="full"), tasks, table, inputs=inputs)
     if as_json:
         _print_json({"n_train": n_train, "metrics": records})
     elif not quiet:
@@ -302,14 +302,18 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
 @click.command("example")
 @click.argument("name", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write; NAME.parquet by default.")
-@click.option("--rows", type=click.IntRange(min=1), help="Write so many rows, evenly spaced in time.")
+@click.option("--rows", type=click.IntRange(min=1), help="Write so many rows, evenly spaced over all.")
 @_quiet
 def example_command(name: str | None, out: Path | None, rows: int | None, quiet: bool) -> None:
-    """Write a real table to try, or list what there is.
+    """Write a table to try, or list what there is.
+
+    `flights` is real. `scenes` and `texts` are composed: handwritten digits pasted on drawn pictures; real tweets
+    beside made-up sentences with names. They show pictures and texts at work, not how hard real ones are.
 
     \b
     Example:
       mtl-bento example flights --out flights.parquet --rows 20000
+      mtl-bento example scenes
     """
     if name is None:
         for example in EXAMPLES.values():
@@ -323,6 +327,6 @@ def example_command(name: str | None, out: Path | None, rows: int | None, quiet:
     tables.write(table, path)
     if not quiet:
         click.echo(f"Wrote {path}: {table.num_rows:,} rows. Next:")
-        targets = " ".join(f"--target {shlex.quote(split_kind(t)[0])}" for t in example.targets)
+        targets = " ".join(f"--target {shlex.quote(t)}" for t in example.targets)
         click.echo(f"  mtl-bento search {shlex.quote(str(path))} {targets}")
     sys.stdout.flush()

@@ -118,8 +118,8 @@ class Config(Spec):
     """A table, or separate ones; paths are relative to mtl.yaml."""
     targets: Annotated[dict[str, dict[str, Any] | str | None], BeforeValidator(_named)]
     """Target columns: a kind, or kind and options, or nothing to have the kind inferred."""
-    inputs: dict[str, str] = {}
-    """Kinds of input columns that the inference should not decide."""
+    inputs: dict[str, str | dict[str, Any]] = {}
+    """Kinds of input columns that the inference should not decide: a kind, or kind and options."""
     ignore: Words = ()
     """Columns that are no inputs."""
     sample_weight: str | None = None

@@ -15,6 +15,16 @@ def budget(n_rows: int) -> tuple[int, int]:
     return min(batch, n_rows), steps
 
 
-def default_trunks(n_rows: int) -> tuple[str, ...]:
-    """Return the trunks to search, the default first: TabM, or on many rows, where it costs too much, the MLP."""
-    return ("mlp", "tabm") if n_rows >= MANY_ROWS else ("tabm", "mlp")
+POSITIONAL = ("conv", "attention")
+"""Trunks that read positions."""
+
+
+def default_trunks(n_rows: int, *, positions: bool = False, answered: bool = False) -> tuple[str, ...]:
+    """Return the trunks to search, the default first: TabM, or on many rows, where it costs too much, the MLP.
+
+    Where inputs have positions, trunks that read them are tried too; where a task answers by them, no other can.
+    """
+    if answered:
+        return POSITIONAL
+    plain = ("mlp", "tabm") if n_rows >= MANY_ROWS else ("tabm", "mlp")
+    return plain + POSITIONAL if positions else plain

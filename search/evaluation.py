@@ -10,19 +10,24 @@ import numpy as np
 import pyarrow as pa
 
 from mtl_bento import table as tables
+from mtl_bento.columns._base import Column
 from mtl_bento.errors import SchemaError, listing
 from mtl_bento.model import Model
+from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento_search import metrics
 
 
-def evaluate(predict: Any, tasks: Sequence[Task[Any]], data: Any) -> list[dict[str, Any]]:
+def evaluate(
+    predict: Any, tasks: Sequence[Task[Any]], data: Any, *, inputs: Sequence[Column] = ()
+) -> list[dict[str, Any]]:
     """Return one record per task and metric: task, kind, metric, value, lower, upper, n.
 
     Args:
         predict: a function from an Arrow table to one with the columns of `output="full"`.
         tasks: the tasks to judge; those whose column the table lacks are passed over.
         data: a table with labels.
+        inputs: the input columns of whoever predicts; some tasks read labels and answers by their cells.
 
     Raises SchemaError where the table has none of the targets, or a label that its task does not know.
     """
@@ -34,16 +39,17 @@ def evaluate(predict: Any, tasks: Sequence[Task[Any]], data: Any) -> list[dict[s
         )
     answered: pa.Table = predict(table)
     columns = {name: answered[name] for name in answered.column_names}
-    return [record for task in judged for record in _judge(task, table[task.name], columns)]
+    return [record for task in judged for record in _judge(task.place(table, inputs), table[task.name], columns)]
 
 
-def judged(source: Any) -> tuple[list[Task[Any]], int]:
-    """Return the tasks of a model, or of a service by what it says of them, and how many rows trained it."""
+def judged(source: Any) -> tuple[list[Task[Any]], Sequence[Column], int]:
+    """Return tasks and inputs of a model, or of a service by what it says of them, and how many rows trained it."""
     if isinstance(source, Model):
-        return list(source.tasks), int(source.card.get("n_train", 0))
+        return list(source.tasks), source.schema.columns, int(source.card.get("n_train", 0))
     said = source.model()
     specs = [TASKS.parse(task["spec"]) for task in said["tasks"]]
-    return [TASKS.class_of(type(spec))(spec) for spec in specs], int(said["card"].get("n_train", 0))
+    tasks = [TASKS.class_of(type(spec))(spec) for spec in specs]
+    return tasks, Schema.model_validate(said["schema"]).columns, int(said["card"].get("n_train", 0))
 
 
 def _judge(task: Task[Any], labels: pa.ChunkedArray, columns: dict[str, pa.ChunkedArray]) -> list[dict[str, Any]]:

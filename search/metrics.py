@@ -1,6 +1,6 @@
 """Metrics by name, computed by scikit-learn on labelled rows, and their bootstrap intervals.
 
-Letters: B rows, C classes.
+Letters: B rows, L cells of a grid, C classes, R draws.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn import metrics as sk
+
+from mtl_bento.tasks.box import overlap
 
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
 Resampler = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -23,7 +25,7 @@ CHUNK = 2**22
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of answers: `score(truth [B], scored [B, C] or [B], weights [B] or None)`, NaN where it is undefined."""
+    """A score of answers: `score(truth [B, ...], scored [B, ...], weights [B] or None)`, NaN where it is undefined."""
 
     score: Scorer
     higher_is_better: bool = True
@@ -98,13 +100,111 @@ def _nats(truth: np.ndarray, scored: np.ndarray) -> np.ndarray:
     return np.asarray(-np.log(shares[np.arange(len(truth)), truth] / shares.sum(1)))
 
 
+class _Precision:
+    """Average precision of one class over known cells, sorted once for any weights of the rows.
+
+    truth [B] or [B, L] codes, score [B] or [B, L] of being class `positive`.
+    """
+
+    def __init__(self, truth: np.ndarray, score: np.ndarray, positive: int) -> None:
+        known = (truth >= 0).ravel()
+        rows = np.arange(len(truth)).repeat(truth.size // len(truth))[known]
+        p = score.ravel()[known]
+        order = np.argsort(-p, kind="stable")
+        self.rows, self.hit = rows[order], (truth.ravel()[known] == positive)[order]
+        self.ends = np.flatnonzero(np.diff(p[order], append=np.nan) != 0)  # ties are one threshold
+
+    def score(self, weights: np.ndarray) -> float:
+        """Return the average precision for row weights [B]; NaN where one class alone is present."""
+        held = weights[self.rows]
+        hits, all_ = np.cumsum(held * self.hit)[self.ends], np.cumsum(held)[self.ends]
+        if not 0 < hits[-1] < all_[-1]:
+            return float("nan")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = np.nan_to_num(hits / all_)
+        return float((np.diff(hits, prepend=0.0) * precision).sum() / hits[-1])
+
+
+def _resample_precision(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average precision: of the second of two classes, else the mean over the classes."""
+    classes = [1] if scored.shape[-1] == 2 else range(scored.shape[-1])
+    sorted_ = [_Precision(truth, scored[..., c], c) for c in classes]
+    return np.array([_mean_known([each.score(row) for each in sorted_]) for row in weights])
+
+
+def _resample_object_precision(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    held = _Precision(truth[:, 0].astype(np.int64), scored[:, 0], 1)
+    return np.array([held.score(row) for row in weights])
+
+
+def _mean_known(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _share(counts: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Resampler:
+    """Return a resampler of a share of two sums over rows, the mean of such shares where rows count several [B, C]."""
+
+    def resample(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        above, below = (weights @ part.reshape(len(truth), -1).astype(np.float64) for part in counts(truth, scored))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = above / below  # NaN for a class that is nowhere
+        known = ~np.isnan(shares)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.where(known, shares, 0.0).sum(1) / known.sum(1))
+
+    return resample
+
+
+def _overlaps(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intersection over union of the boxes of rows that have an object, and which those are."""
+    there = truth[:, 0] == 1
+    return np.where(there, overlap(np.nan_to_num(truth[:, 1:]), scored[:, 1:]), 0.0), there
+
+
+def _good_overlaps(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    overlaps, there = _overlaps(truth, scored)
+    return overlaps > 0.5, there
+
+
+def _cell_overlaps(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class [B, C], the known cells that have it in truth and answer, and in either."""
+    answer, known = scored.argmax(-1), truth >= 0
+    pairs = [(truth == c, (answer == c) & known) for c in range(scored.shape[-1])]
+    return np.stack([(a & b).sum(1) for a, b in pairs], 1), np.stack([(a | b).sum(1) for a, b in pairs], 1)
+
+
+def _cells(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (truth == scored.argmax(-1)).sum(1), (truth >= 0).sum(1)
+
+
+def _entities(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each text, twice the spans found with their label and exact bounds, and those of truth and answer together."""
+    pairs = [(one.entities, other.entities) for one, other in zip(truth, scored, strict=True)]
+    return np.array([2 * len(a & b) for a, b in pairs]), np.array([len(a) + len(b) for a, b in pairs])
+
+
+def _tags(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(one.tags, other.tags) for one, other in zip(truth, scored, strict=True)]
+    right = [sum(a == b for a, b in zip(*pair, strict=True)) for pair in pairs]
+    return np.array(right), np.array([len(a) for a, _ in pairs])
+
+
+def _resampled(resample: Resampler) -> Metric:
+    """Return a metric that is one draw of its resampler."""
+
+    def score(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None) -> float:
+        held = np.ones(len(truth)) if weights is None else weights
+        return float(resample(truth, scored, held[None])[0])
+
+    return Metric(score, resample=resample)
+
+
 METRICS: dict[str, Metric] = {
     "roc_auc": Metric(
         _needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), resample=_resample_auc
     ),
-    "average_precision": Metric(
-        _needs_both(lambda y, p, w: float(sk.average_precision_score(y, p[:, 1], sample_weight=w)))
-    ),
+    "average_precision": _resampled(_resample_precision),
     "accuracy": Metric(
         lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w)),
         resample=_mean_of(lambda y, p: (_label(p) == y).astype(np.float64)),
@@ -129,13 +229,23 @@ METRICS: dict[str, Metric] = {
         higher_is_better=False,
         resample=_mean_of(lambda y, p: np.abs(y - p)),
     ),
+    "mean_iou": _resampled(_share(_overlaps)),
+    "iou_50": _resampled(_share(_good_overlaps)),
+    "object_average_precision": _resampled(_resample_object_precision),
+    "mean_cell_iou": _resampled(_share(_cell_overlaps)),
+    "cell_accuracy": _resampled(_share(_cells)),
+    "entity_f1": _resampled(_share(_entities)),
+    "token_accuracy": _resampled(_share(_tags)),
 }
 """Every metric that a task kind may name."""
 
 
 def known_rows(truth: np.ndarray) -> np.ndarray:
-    """Return which rows [B] are labelled: neither NaN nor -1."""
-    return ~np.isnan(truth) if truth.dtype.kind == "f" else truth >= 0
+    """Return which rows [B] are labelled: neither None, NaN nor -1, in one of their numbers at least."""
+    if truth.dtype.kind == "O":
+        return np.array([row is not None for row in truth], dtype=bool)
+    known = ~np.isnan(truth) if truth.dtype.kind == "f" else truth >= 0
+    return np.asarray(known.any(axis=tuple(range(1, truth.ndim))))
 
 
 def measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None = None) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from mtl_bento import table as tables
 from mtl_bento.columns.numeric import floats
-from mtl_bento.dataset import Dataset
+from mtl_bento.dataset import Cache, Dataset, Progress
 from mtl_bento.errors import SchemaError, SpecError, listing, nearest
 from mtl_bento.network import Inputs
 from mtl_bento.schema import Schema
@@ -42,6 +42,14 @@ class Problem:
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     data_sha256: str
+    _placed: dict[bytes, tuple[Task[Any], ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    def placed(self, rows: np.ndarray) -> tuple[Task[Any], ...]:
+        """Return the tasks for some rows of the table, whose cells some need to read labels and answers."""
+        key = np.asarray(rows, dtype=np.int64).tobytes()
+        if key not in self._placed:
+            self._placed[key] = _placed(self.tasks, self.schema, self.table, rows)
+        return self._placed[key]
 
     @property
     def names(self) -> list[str]:
@@ -56,8 +64,12 @@ def make_problem(
     valid: Any = None,
     test: Any = None,
     device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Problem:
     """Return the problem that a config describes; frames given here stand in for `config.data`.
+
+    `progress` and `cache` are for features of pictures and texts (`Dataset.build`).
 
     Raises TableError, SchemaError or SpecError in one line, before anything is written.
     """
@@ -81,14 +93,18 @@ def make_problem(
     if not inference.schema.columns:
         raise SchemaError("No column is left as an input; give some a kind in mtl.yaml, `inputs: {name: categorical}`.")
     tasks = tuple(make_task(name, options, table[name], learned=learned) for name, options in targets.items())
-    _check_splits(tasks, table, protocol)
-    blocks = inference.schema.encode(table)
-    inputs = Inputs.fit(inference.schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
-    labels = [task.encode(table[task.name]) for task in tasks]
-    dataset = Dataset.build(tasks, inputs, blocks, labels, protocol.splits, weights=weights, device=device)
+    schema = _suited(inference.schema, tasks)
+    placed = _placed(tasks, schema, table, np.arange(table.num_rows))
+    labels = [task.encode(table[task.name]) for task in placed]
+    _check_splits(tasks, labels, protocol)
+    blocks = schema.encode(table)
+    inputs = Inputs.fit(schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
+    dataset = Dataset.build(
+        tasks, inputs, blocks, labels, protocol.splits, weights=weights, device=device, progress=progress, cache=cache
+    )
     return Problem(
         table,
-        inference.schema,
+        schema,
         tasks,
         protocol,
         dataset,
@@ -108,6 +124,9 @@ def make_task(
 
     Which labels there are is read off all rows; means, spreads and frequencies off the rows `learned` alone.
     """
+    if pa.types.is_nested(values.type) and options.get("kind") is None:
+        kinds = listing(TASKS.kinds())
+        raise SpecError(f"Target {name!r} holds lists; say what they are, `{name}: {{kind: KIND}}`; kinds: {kinds}.")
     kind = options.get("kind") or infer_task(values)
     spec = TASKS.parse({**options, "kind": kind, "name": name})
     task_class = TASKS.class_of(type(spec))
@@ -115,6 +134,22 @@ def make_task(
         raise SpecError(f"Task kind {kind!r} names metrics that do not exist: {listing(sorted(unknown))}; see METRICS.")
     known = task_class.survey(spec, values)
     return task_class(task_class.fit(known, values if learned is None else values.take(pa.array(learned))))
+
+
+def _placed(tasks: Sequence[Task[Any]], schema: Schema, table: pa.Table, rows: np.ndarray) -> tuple[Task[Any], ...]:
+    own = schema.own_blocks(table)
+    cells = own.take(pa.array(rows)) if own.num_columns else own
+    return tuple(task.place(cells, schema.columns) for task in tasks)
+
+
+def _suited(schema: Schema, tasks: Sequence[Task[Any]]) -> Schema:
+    """Return the schema with columns as the tasks that answer by their positions need them."""
+    columns = list(schema.columns)
+    for task in tasks:
+        for place, column in enumerate(columns):
+            if ":" in column.block and task.positional and task.reads in (None, column.name):
+                columns[place] = task.suited(column)
+    return schema.model_copy(update={"columns": tuple(columns)})
 
 
 def infer_task(values: pa.ChunkedArray) -> str:
@@ -206,7 +241,7 @@ def _coarse(values: pa.ChunkedArray, name: str) -> np.ndarray:
     return np.asarray(codes.to_numpy(zero_copy_only=False))
 
 
-def _check_splits(tasks: Sequence[Task[Any]], table: pa.Table, protocol: Protocol) -> None:
+def _check_splits(tasks: Sequence[Task[Any]], encoded: Sequence[np.ndarray], protocol: Protocol) -> None:
     """Raise SchemaError where a part of the split leaves a task without labels."""
     parts = [(f"the training rows of fold {i + 1}" if len(protocol.splits) > 1 else "the training rows", train)
              for i, (train, _) in enumerate(protocol.splits)]  # fmt: skip
@@ -214,8 +249,7 @@ def _check_splits(tasks: Sequence[Task[Any]], table: pa.Table, protocol: Protoco
         ("the validation rows", np.concatenate([valid for _, valid in protocol.splits])),
         ("the test rows", protocol.test),
     ]
-    for task in tasks:
-        labels = task.encode(table[task.name])
+    for task, labels in zip(tasks, encoded, strict=True):
         missing = ~task.known(torch.from_numpy(labels)).numpy()
         for words, rows in parts:
             if missing[rows].all():

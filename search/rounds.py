@@ -17,6 +17,7 @@ from pydantic import Field
 from mtl_bento.errors import RunError
 from mtl_bento.spec import Spec
 from mtl_bento.training import Member, Stack, lined_up, restack, stable_seed
+from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search.executors._base import Executor
 
 Count = Annotated[int, Field(ge=1)]
@@ -42,21 +43,24 @@ class Packing(Spec):
     """Inputs of the first layer."""
     n_workers: Count
     """Stacks that trained at the same time where the run was made."""
+    length: Count = 1
+    """Positions of the input that has most: a layer has so many times the activations where a trunk reads them."""
     ran_out: tuple[Count, ...] = ()
     """Numbers of members with which stacks ran out of memory; later stacks as wide have at most half as many."""
 
     @classmethod
-    def suited(cls, device: torch.device, *, n_features: int, n_workers: int) -> Self:
+    def suited(cls, device: torch.device, *, n_features: int, n_workers: int, length: int = 1) -> Self:
         """Return the packing that suits a type of device: fixed numbers, never timed, never asked of the device."""
         room, weights, least, most = SUITED.get(device.type, ACCELERATOR)
-        return cls(room=room, weights=weights, least=least, most=most, n_features=n_features, n_workers=n_workers)
+        bounds = {"room": room, "weights": weights, "least": least, "most": most}
+        return cls(**bounds, n_features=n_features, n_workers=n_workers, length=length)
 
     def stack_size(self, members: Sequence[Member]) -> int:
         """Return how many members share a stack that has room for the largest of these."""
         trunks = [member.spec.network.trunk for member in members]
         width, depth = max(trunk.width for trunk in trunks), max(trunk.shared_depth for trunk in trunks)
         weights = width * (self.n_features + width * (depth - 1))
-        room = min(self.room // max(map(activations, members)), self.weights // weights)
+        room = min(self.room // max(map(self.activations, members)), self.weights // weights)
         return min(self.most, max(self.least, room))
 
     def halved(self, stack: Stack) -> Self:
@@ -72,22 +76,22 @@ class Packing(Spec):
                 "of memory; give lower ones in `search: {space: {width: ..., batch_size: ...}}` and another --out, "
                 "or go on where there is more memory, for instance with --device cpu."
             )
-        room = n // 2 * max(map(activations, stack.members))
+        room = n // 2 * max(map(self.activations, stack.members))
         ran_out = tuple(dict.fromkeys([*self.ran_out, n]))
         return self.model_copy(
             update={"room": min(self.room, room), "least": min(self.least, n // 2), "ran_out": ran_out}
         )
 
+    def activations(self, member: Member) -> int:
+        """Return how many numbers a layer of a member's trunk gives for a batch."""
+        trunk = member.spec.network.trunk
+        length = self.length if TRUNKS.class_of(type(trunk)).positional else 1
+        return length * trunk.copies * member.spec.training.batch_size * trunk.width
+
     @property
     def notes(self) -> list[str]:
         """What a reader of the report should know of it."""
         return [f"ran out of memory with {n} stacked members; went on with {n // 2}" for n in self.ran_out]
-
-
-def activations(member: Member) -> int:
-    """Return how many numbers a layer of a member's trunk gives for a batch."""
-    trunk = member.spec.network.trunk
-    return trunk.copies * member.spec.training.batch_size * trunk.width
 
 
 def rungs(steps: int) -> list[int]:

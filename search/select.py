@@ -15,7 +15,7 @@ from mtl_bento.dataset import Dataset
 from mtl_bento.network import Trained, stacks
 
 CHUNK = 4096
-"""Rows per forward pass."""
+"""Rows per forward pass; fewer where they have positions."""
 MARGIN = 0.01
 """A single-task network must be better by more than this share of its own loss ..."""
 
@@ -41,7 +41,8 @@ def answers_by_member(members: Sequence[Trained], dataset: Dataset, rows: np.nda
     with torch.inference_mode():
         for places, network in stacks(members, dataset.inputs, dataset.tasks):
             network.to(device=dataset.device, dtype=dataset.dtype)
-            chunks = [network.answers(dataset.inputs_of(i.unsqueeze(0))) for i in index.split(CHUNK)]
+            at_once = network.rows_at_once(CHUNK)
+            chunks = [network.answers(dataset.inputs_of(i.unsqueeze(0))) for i in index.split(at_once)]
             for t, parts in enumerate(zip(*chunks, strict=True)):
                 joined = torch.cat(parts, 1).cpu().numpy()  # [K, B, O]
                 for row, place in enumerate(places):

@@ -44,9 +44,9 @@ class Sitting:
             self.packing = Packing.model_validate(recorded)
         else:
             spec = self.space.member(self.space.defaults()).network
-            n_features = Network([spec], self.dataset.inputs, self.dataset.tasks, [0]).trunk.sizes.n_features
-            n_workers = self.executor.n_workers
-            self._record(Packing.suited(self.dataset.device, n_features=n_features, n_workers=n_workers))
+            network = Network([spec], self.dataset.inputs, self.dataset.tasks, [0])
+            sizes = {"n_features": network.trunk.sizes.n_features, "length": network.most_positions}
+            self._record(Packing.suited(self.dataset.device, n_workers=self.executor.n_workers, **sizes))
 
     def _record(self, packing: Packing) -> None:
         self.packing = packing

@@ -1,7 +1,8 @@
 """The space: marks on spec fields become `trial.suggest_*` calls, and sampled values become a member.
 
 Names are what the study shows: `trunk`, `shared_depth`, `width`, `lr`, `head_width.<task>`, `loss_weight.<task>`,
-`mmoe.n_experts`. Every field of a spec can be set by name; those marked `Searched` are searched unless fixed.
+`mmoe.n_experts`, and for a picture or a text `<column>.pooling`. Every field of a spec can be set by name; those marked
+`Searched` are searched unless fixed.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from mtl_bento.encoders._base import ENCODERS
+from mtl_bento.encoders._base import ENCODERS, has_positions, kind_of
 from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
 from mtl_bento.heads._base import HEADS
-from mtl_bento.network import NetworkSpec
+from mtl_bento.network import NetworkSpec, check_fits
 from mtl_bento.registry import one_line
 from mtl_bento.spec import Searched, Spec
 from mtl_bento.training import MemberSpec, TrainingSpec
@@ -34,6 +35,8 @@ from mtl_bento_search.config import Choice, Domain
 
 CHOICES = ("trunk", "weighting")
 """Parameters that choose among kinds."""
+POOLING = "pooling"
+"""The field of an input with positions that only trunks which read none use."""
 HEAD = "dense"
 """The kind of head; it becomes a searched choice when a second kind ships."""
 
@@ -48,6 +51,7 @@ class Slot:
     default: Any
     mark: Searched | None
     task: str | None = None
+    block: str | None = None
     common: bool = False
     """Whether every trunk has the field; `spec` is then the first trunk's, by which values are checked."""
 
@@ -58,6 +62,7 @@ class Space:
     Args:
         blocks: names of the input blocks.
         tasks: names of the targets.
+        by_position: those that answer by position, which not every trunk can.
         trunks, weightings: kinds to choose from, the default first.
         domains: the user's `search.space`: a range, a list of choices or a fixed value by parameter name; a name before
             the dot (`head_width`) speaks for every task.
@@ -71,6 +76,7 @@ class Space:
         blocks: Sequence[str],
         tasks: Sequence[str],
         *,
+        by_position: Sequence[str] = (),
         trunks: Sequence[str] = ("tabm", "mlp"),
         weightings: Sequence[str] = ("static",),
         domains: Mapping[str, Domain] | None = None,
@@ -79,6 +85,8 @@ class Space:
     ) -> None:
         self.blocks, self.tasks = list(blocks), list(tasks)
         self.trunks = {kind: _trunk_spec(kind) for kind in trunks}
+        for kind in self.trunks:
+            check_fits(kind, by_position=by_position, positions=any(map(has_positions, self.blocks)))
         self.weightings = {kind: WEIGHTINGS.spec_class(kind) for kind in weightings}
         sizes = {"batch_size": batch_size, "steps": steps}
         self._slots = {slot.name: slot for slot in self._all_slots(sizes)}
@@ -91,8 +99,9 @@ class Space:
             own = [field for field in _fields(trunk) if field not in TrunkSpec.model_fields]
             yield from (_slot(f"{kind}.{field}", trunk, field) for field in own)
         for block in self.blocks:
-            spec = ENCODERS.spec_class(block)
-            yield from (_slot(f"{block}.{field}", spec, field) for field in _fields(spec))
+            spec = ENCODERS.spec_class(kind_of(block))
+            _, _, column = block.partition(":")
+            yield from (_slot(f"{column or block}.{field}", spec, field, block=block) for field in _fields(spec))
         head = HEADS.spec_class(HEAD)
         for task in self.tasks:
             yield from (_slot(f"head_{field}.{task}", head, field, task=task) for field in _fields(head))
@@ -170,7 +179,7 @@ class Space:
         values = {**fixed, **params, **_balanced(params, self.tasks)}
         return MemberSpec(
             network=NetworkSpec(
-                encoders={b: self._built(ENCODERS.spec_class(b), values, prefix=f"{b}.") for b in self.blocks},
+                encoders={b: self._built(ENCODERS.spec_class(kind_of(b)), values, block=b) for b in self.blocks},
                 trunk=self._built(self.trunks[kind], values),
                 heads={t: self._built(HEADS.spec_class(HEAD), values, task=t) for t in self.tasks},
             ),
@@ -180,10 +189,13 @@ class Space:
             ),
         )
 
-    def _built(self, spec: type[Spec], values: Mapping[str, Any], *, task: str | None = None, prefix: str = "") -> Any:
-        held = [(n, s) for n, s in self._slots.items() if s.task == task and n.startswith(prefix)]
-        slots = [s for _, s in held if s.spec is spec or (s.common and issubclass(spec, TrunkSpec))]
-        return spec(**{slot.field: values[slot.name] for slot in slots})
+    def _built(
+        self, spec: type[Spec], values: Mapping[str, Any], *, task: str | None = None, block: str | None = None
+    ) -> Any:
+        held = [s for s in self._slots.values() if s.task == task and s.block == block]
+        slots = [s for s in held if s.spec is spec or (s.common and issubclass(spec, TrunkSpec))]
+        # What does not apply to the trial (pooling, where the trunk reads positions) has no value.
+        return spec(**{slot.field: values[slot.name] for slot in slots if slot.name in values})
 
     def _weighting(self, values: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
         spec = self.weightings[params.get("weighting", next(iter(self.weightings)))]
@@ -198,6 +210,8 @@ class Space:
     def _applies(self, name: str, params: Mapping[str, Any]) -> bool:
         """Return whether a trial of those choices has the parameter."""
         slot = self._slots[name]
+        if slot.block is not None and slot.field == POOLING:
+            return not TRUNKS.class_of(self.trunks[params.get("trunk", next(iter(self.trunks)))]).positional
         several = issubclass(slot.spec, TrunkSpec | WeightingSpec)
         return slot.common or not several or slot.spec in self._kinds(params)
 
@@ -223,10 +237,17 @@ def _fields(spec: type[Spec]) -> list[str]:
 
 
 def _slot(
-    name: str, spec: type[Spec], field: str, *, task: str | None = None, default: Any = None, common: bool = False
+    name: str,
+    spec: type[Spec],
+    field: str,
+    *,
+    task: str | None = None,
+    block: str | None = None,
+    default: Any = None,
+    common: bool = False,
 ) -> Slot:
     own = spec.model_fields[field].default
-    return Slot(name, spec, field, own if default is None else default, spec.searched().get(field), task, common)
+    return Slot(name, spec, field, own if default is None else default, spec.searched().get(field), task, block, common)
 
 
 def _searched(slot: Slot) -> BaseDistribution | Any:

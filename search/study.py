@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow as pa
 from optuna.trial import FrozenTrial, TrialState
 
 from mtl_bento.errors import SpecError
@@ -32,8 +33,11 @@ from mtl_bento_search.references import References
 from mtl_bento_search.rounds import Round, rungs
 from mtl_bento_search.sitting import Sitting
 
-ROUND_SIZE = 16
-"""Trials asked together: enough for several stacks, few enough that the sampler learns often."""
+ROUND_SIZE, MOST_ROUNDS = 16, 3
+"""Least trials asked together, few enough that the sampler learns often; and how many times as many, at most, where it
+takes more to give each worker a stack worth having after the first trials are given up."""
+ROUNDS = 4
+"""Rounds that a timeout should suffice for before they become larger than the least."""
 FINALS_SHARE = 0.2
 """Most of a timeout that is kept back for the finals."""
 ON_ITS_WAY = "round"
@@ -103,18 +107,27 @@ class Driver:
                 break
             if not self.sitting.space.distributions:
                 break  # everything is fixed: there is exactly one configuration, and it is trial 0
-            n = self._affordable(int(min(ROUND_SIZE, left)))
+            n = self._affordable(int(min(self.round_size, left)))
             if n == 0:
                 break
             started = time.monotonic()
             self._go(self._ask_round(n), self._deadline())
             self.sitting.folder.note(trial_s=(time.monotonic() - started) / n)
 
+    @property
+    def round_size(self) -> int:
+        """How many trials are asked together: as many as give each worker `ROUND_SIZE` networks, within bounds."""
+        wanted = ROUND_SIZE * self.sitting.packing.n_workers // self.sitting.n_splits
+        return min(MOST_ROUNDS * ROUND_SIZE, max(ROUND_SIZE, wanted))
+
     def _affordable(self, n: int) -> int:
         """Return how many of n trials the time left is enough for: a round that cannot end would leave nothing."""
         left = self._deadline() - time.monotonic()
         trial_s = float(self.sitting.folder.read_state().get("trial_s", 0.0))
-        return n if math.isinf(left) or trial_s * n <= left else max(0, int(left / trial_s))
+        if math.isinf(left) or not trial_s:
+            return n
+        within = max(0, int(left / trial_s))
+        return min(n, within, max(ROUND_SIZE, within // ROUNDS))
 
     def _deadline(self) -> float:
         """Return when trials must end, so that each task alone can still be trained at the best configuration."""
@@ -327,8 +340,9 @@ class Driver:
         answered = select.out_of_fold(select.Candidate("", members), self.sitting.dataset)
         rows = select.validation_rows(self.sitting.dataset)
         found = {}
-        for task, answers in zip(self.sitting.problem.tasks, answered, strict=True):
-            truth = task.truth(self.sitting.problem.table[task.name])[rows]
+        problem = self.sitting.problem
+        for task, answers in zip(problem.placed(rows), answered, strict=True):
+            truth = task.truth(problem.table[task.name].take(pa.array(rows)))
             value = metrics.measure(task.metric, truth, task.scored(answers))
             if math.isfinite(value):
                 found[f"val.{task.name}.{task.metric}"] = value

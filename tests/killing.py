@@ -219,10 +219,11 @@ def kill_after(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 def tear(_original: Callable[..., Any], backend: Any, logs: list[dict[str, Any]]) -> Any:
-    """Die in the middle of a line of the journal, which is locked."""
+    """Die in the middle of the middle line of what is written to the journal, which is locked."""
     backend._lock.acquire()
+    lines = [json.dumps(log, separators=(",", ":")) for log in logs[: len(logs) // 2 + 1]]
     with Path(backend._file_path).open("ab") as file:
-        file.write(json.dumps(logs[0], separators=(",", ":")).encode()[:20])
+        file.write("\n".join(lines).encode()[:-20])
         file.flush()
     die()
 

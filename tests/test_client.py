@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -16,13 +18,18 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from pictures import content, noise, picture
+from PIL import Image
 from pyarrow import parquet
 
 from mtl_bento import artifact, wire
 from mtl_bento.client import AsyncClient, Client
+from mtl_bento.columns.categorical import CategoricalColumn
+from mtl_bento.columns.image import ImageColumn
 from mtl_bento.errors import MtlBentoError, RequestError, SchemaError, SourceError, SpecError
 from mtl_bento.guard import refusal_body
 from mtl_bento.model import Model
+from mtl_bento.schema import Schema
 from mtl_bento.service import Worker, encode
 from mtl_bento.sources import Served
 
@@ -174,6 +181,110 @@ def test_an_unknown_output_is_refused(client: Client) -> None:
         client.predict([{}], output="all")
 
 
+# Pictures
+
+
+class Gallery:
+    """A service of pictures as a function: it keeps what it is sent and answers with the places of the rows."""
+
+    def __init__(self) -> None:
+        photo = ImageColumn(name="photo", size=(32, 32), grid=(1, 1))
+        self.schema = Schema(columns=(photo, CategoricalColumn(name="word", levels=("a.png",))))
+        self.reader = wire.Reader(self.schema)
+        self.asked: list[str] = []
+        self.sizes: list[int] = []
+        self.rows: list[Any] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url.path)
+        if request.url.path == "/model":
+            columns = {"labels": {"n": "int64"}, "full": {"n": "int64"}}
+            schema = self.schema.model_dump(mode="json")
+            return httpx.Response(200, json={"schema": schema, "max_rows": self.schema.max_rows, "columns": columns})
+        try:
+            cells = self.reader.read(request.content)
+        except MtlBentoError as error:
+            return httpx.Response(error.status, json=refusal_body(error))
+        self.sizes.append(len(cells))
+        self.rows += json.loads(request.content)["rows"]
+        return httpx.Response(200, json=[{"n": {"value": len(self.rows)}} for _ in cells])
+
+
+@pytest.fixture
+def gallery() -> Gallery:
+    return Gallery()
+
+
+@pytest.fixture
+def ask(gallery: Gallery) -> Client:
+    return client_of(gallery)
+
+
+def test_a_picture_is_sent_from_bytes_a_path_or_an_image(
+    ask: Client, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = noise(0)
+    Path("a.png").write_bytes(file)
+    text = base64.b64encode(file).decode()
+    image = Image.open("a.png")
+    rows = [{"photo": cell} for cell in (file, bytearray(file), Path("a.png"), text, None)]
+    assert len(ask.predict([*rows, {"photo": image}])) == 6
+    assert gallery.rows[:5] == [{"photo": text}] * 4 + [{"photo": None}]
+    sent = Image.open(io.BytesIO(base64.b64decode(gallery.rows[5]["photo"])))
+    np.testing.assert_array_equal(np.asarray(sent), np.asarray(image))
+    assert gallery.asked == ["/predict"]  # nothing had to be known of the model
+
+
+def test_a_text_that_is_a_path_is_a_file_for_inputs_of_pictures_only(
+    ask: Client, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(noise(0))
+    ask.predict([{"photo": "a.png", "word": "a.png"}])
+    assert gallery.rows == [{"photo": base64.b64encode(noise(0)).decode(), "word": "a.png"}]
+    with pytest.raises(
+        SchemaError, match=r"^'no\.png' cannot be read \(No such file or directory\); give the path of a pi"
+    ):
+        ask.predict([{"photo": "no.png"}])
+
+
+def test_an_image_of_any_mode_goes_as_it_is_looked_at(ask: Client, gallery: Gallery) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.open(io.BytesIO(content(picture(40, 60), "JPEG", exif=exif)))
+    ask.predict([{"photo": image} for image in (Image.new("CMYK", (9, 9)), Image.new("F", (9, 9)), turned)])
+    table = wire.rows_to_table(gallery.rows, gallery.schema)
+    (_, _, pixels) = gallery.schema.encode(table)["image:photo"][:, :-1].reshape(3, 32, 32, 3)
+    assert pixels[0, 0, 0] > 200  # red is above, as the camera was held, not on the left
+    assert pixels[0, -1, 0] > 200
+    assert pixels[-1, 0, 2] > 200
+
+
+def test_pictures_of_a_table_are_read_beside_it_and_sent_64_at_a_time(
+    ask: Client, gallery: Gallery, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(noise(0, 4, 4))
+    parquet.write_table(pa.table({"photo": ["a.png", None] * 50}), tmp_path / "t.parquet")
+    answered = ask.predict(tmp_path / "t.parquet")
+    assert len(answered) == 100
+    assert gallery.sizes == [64, 36]
+    assert gallery.rows[:2] == [{"photo": base64.b64encode(noise(0, 4, 4)).decode()}, {}]
+    assert len(ask.predict([{"photo": noise(0, 4, 4)}] * 65)) == 65
+    assert gallery.sizes[2:] == [64, 1]
+
+
+def test_large_pictures_go_out_in_requests_that_services_take(
+    ask: Client, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtl_bento.client.MOST_BYTES", 10_000)
+    small, large = noise(0), noise(0, 90, 90)  # 4 kB and 33 kB in base64
+    ask.predict([{"photo": cell} for cell in (small, small, small, large, small)])
+    assert gallery.sizes == [2, 1, 1, 1]
+    with pytest.raises(SchemaError, match=r"^rows\[3\]\.photo: the picture is no picture"):
+        ask.predict([{"photo": cell} for cell in (small, small, small, "data:image/png;base64,AAAA")])
+
+
 def test_a_busy_service_is_asked_again_after_the_time_it_names(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +378,8 @@ def test_headers_of_the_caller_go_with_every_request(service: Service) -> None:
 
 def test_importing_the_client_imports_neither_torch_nor_pyarrow() -> None:
     code = (
-        "import sys, mtl_bento; mtl_bento.Client; print({'torch', 'pyarrow', 'bentoml', 'numpy'} & sys.modules.keys())"
+        "import sys, mtl_bento; mtl_bento.Client;"
+        "print({'torch', 'pyarrow', 'bentoml', 'numpy', 'PIL'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

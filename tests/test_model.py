@@ -20,6 +20,7 @@ import torch
 from small import make_dataset, make_table, network_spec
 
 from mtl_bento import artifact, wire
+from mtl_bento.columns.vector import VectorColumn
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import ArtifactError, SchemaError, SpecError, TableError, UnknownKindError
 from mtl_bento.heads.dense import DenseHeadSpec
@@ -87,6 +88,23 @@ def test_polars_and_arrow_come_back_as_they_came(model: Model, table: pa.Table) 
     polars = model.predict(pl.from_arrow(table))
     assert isinstance(polars, pl.DataFrame)
     assert polars.to_dict(as_series=False) == arrow.to_pydict()
+
+
+def test_files_of_columns_travel_in_the_model_folder(
+    model: Model, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bytes] = []
+    monkeypatch.setattr(VectorColumn, "files", lambda self: {f"{self.name}.bin": b"words"})
+    monkeypatch.setattr(
+        VectorColumn, "find_files", lambda self, at: found.append((at / f"{self.name}.bin").read_bytes())
+    )
+    model.save(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / artifact.CHECKSUMS).read_text()).keys() >= {"embedding.bin", artifact.MANIFEST}
+    Model.load(tmp_path / "m")
+    assert found == [b"words"]
+    (tmp_path / "m" / "embedding.bin").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match=r"embedding\.bin is damaged"):
+        Model.load(tmp_path / "m")
 
 
 def test_a_file_is_read(model: Model, table: pa.Table, tmp_path: Path) -> None:

@@ -46,6 +46,22 @@ def test_a_written_table_is_read_back_with_its_missing_cells(tmp_path: Path, suf
     assert [item.name for item in tmp_path.iterdir()] == [path.name]  # no part file is left
 
 
+@every_suffix
+def test_a_table_knows_the_folder_of_its_file_and_takes_it_nowhere(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ü").mkdir()
+    tables.write(SMALL, Path("ü") / f"t{suffix}")
+    table = tables.read(Path("ü") / f"t{suffix}")
+    assert tables.folder_of(table) == tmp_path / "ü"
+    assert tables.folder_of(table.select(["n"]).take(pa.array([0]))) == tmp_path / "ü"
+    assert tables.folder_of(SMALL) == Path()
+    tables.write(table, tmp_path / f"again{suffix}")
+    assert b"bento" not in (tmp_path / f"again{suffix}").read_bytes()
+    assert tables.folder_of(tables.read(tmp_path / f"again{suffix}")) == tmp_path
+
+
 def test_arrow_streams_and_string_paths_are_read(tmp_path: Path) -> None:
     path = tmp_path / "stream.arrow"
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SMALL.schema) as stream:
@@ -278,6 +294,18 @@ def test_concat_fills_columns_that_one_table_lacks_and_widens_types() -> None:
     assert tables.concat([floats, text, pa.table({"c": [None]})])["c"].to_pylist() == ["y", "z", None]
 
 
+def test_tables_of_different_folders_are_put_together_with_the_whole_paths_of_their_pictures(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        tables.write(pa.table({"photo": ["a.jpg", None], "word": ["b", "c"]}), tmp_path / name / "t.csv")
+    parts = [tables.read(tmp_path / name / "t.csv") for name in ("train", "test")]
+    together = tables.concat(parts)
+    assert together["photo"].to_pylist() == [str(tmp_path / "train/a.jpg"), None, str(tmp_path / "test/a.jpg"), None]
+    assert together["word"].to_pylist() == ["b", "c", "b", "c"]
+    assert tables.concat([parts[0], parts[0]])["photo"].to_pylist() == ["a.jpg", None] * 2
+    assert tables.folder_of(tables.concat([parts[0], parts[0]])) == tmp_path / "train"
+
+
 def test_concat_names_the_column_whose_types_contradict() -> None:
     with pytest.raises(TableError, match="column 'a' is int64 and string in different tables; give it one type"):
         tables.concat([pa.table({"a": [1]}), pa.table({"a": ["x"]})])
@@ -305,6 +333,13 @@ def test_extension_types_and_decimals_become_their_values() -> None:
     periods = tables.read(pd.DataFrame({"p": pd.period_range("1970-02", periods=2, freq="M")}))["p"]
     assert tables.plain(periods).to_pylist() == [1, 2]  # months since 1970
     assert tables.plain(pa.array([decimal.Decimal("1.50"), None])).to_pylist() == [1.5, None]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)])
+def test_every_encoding_of_bytes_becomes_one_plain_type(kind: pa.DataType) -> None:
+    cells = tables.plain(pa.array([b"ab", None], kind))
+    assert cells.type == pa.large_binary()
+    assert cells.to_pylist() == [b"ab", None]
 
 
 def test_the_first_cell_that_fails_is_found_by_halving() -> None:

@@ -205,7 +205,7 @@ def test_text_is_sent_as_what_it_spells_where_the_column_is_no_text() -> None:
     [
         ({"age": [1.0, float("inf")]}, "Column 'age', row 1: inf is infinite"),
         ({"embedding": [[1.0, float("-inf")]]}, "Column 'embedding', row 0: -inf is infinite"),
-        ({"state": [b"CA"]}, "Column 'state' holds cells of type binary"),
+        ({"state": [b"CA"]}, "Column 'state' holds cells of type large_binary"),
         ({"other": [1]}, "The table has none of the model's inputs"),
     ],
 )
@@ -255,6 +255,32 @@ def test_labels_may_differ_at_a_tie() -> None:
     tied = {"kind": {"value": "a", "probability": 0.5, "probabilities": {"a": 0.500004, "b": 0.499996}}}
     other = {"kind": {"value": "b", "probability": 0.5, "probabilities": {"a": 0.499999, "b": 0.500001}}}
     assert wire.disagreement([other], [tied], {}) is None
+
+
+def test_whether_there_is_a_box_may_differ_at_a_tie() -> None:
+    box, none = {"value": {"x": 0.5}, "probability": 0.500004}, {"value": None, "probability": 0.499996}
+    assert wire.disagreement([{"car": none}], [{"car": box}], {}) is None
+    sure = {"value": {"x": 0.5}, "probability": 0.6}
+    found = wire.disagreement([{"car": none}], [{"car": sure}], {})
+    assert found == "row 0, target 'car': value is None instead of {'x': 0.5}"
+
+
+def test_cells_of_a_grid_may_differ_at_a_tie_of_theirs() -> None:
+    grid = {"value": [[0, 1]], "probabilities": {"0": [[0.500004, 0.2]], "1": [[0.499996, 0.8]]}}
+    assert wire.disagreement([{"road": grid | {"value": [[1, 1]]}}], [{"road": grid}], {}) is None
+    found = wire.disagreement([{"road": grid | {"value": [[0, 0]]}}], [{"road": grid}], {})
+    assert found == "row 0, target 'road': value[0][1] is 0 instead of 1"
+
+
+def test_spans_are_the_same_or_not() -> None:
+    span = {"label": "city", "start": 3, "end": 8, "text": "Paris", "probability": 0.7}
+    names = {"value": [span]}
+    assert wire.disagreement([{"names": {"value": [span | {"probability": 0.700005}]}}], [{"names": names}], {}) is None
+    found = wire.disagreement([{"names": {"value": [span | {"end": 9}]}}], [{"names": names}], {})
+    assert found == "row 0, target 'names': value[0].end is 9 instead of 8"
+    found = wire.disagreement([{"names": {"value": []}}], [{"names": names}], {})
+    assert found is not None
+    assert "value is [] instead of" in found
 
 
 def test_a_different_number_of_answers_is_a_disagreement() -> None:

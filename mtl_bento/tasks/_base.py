@@ -2,13 +2,13 @@
 
 Missing labels are decided here, once: NaN for numbers, -1 for class codes, from the table to the loss.
 
-Letters: K members, M TabM's inner members, B rows, O outputs of a head.
+Letters: K members, M TabM's inner members, B rows, L positions, O outputs of a head.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mtl_bento.columns._base import Column
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento.registry import Registry
 from mtl_bento.spec import Spec
@@ -45,6 +46,9 @@ class Task(ABC, Generic[AnySpec]):
     metrics: ClassVar[tuple[str, ...]]
     """Names of the metrics that this kind reports, the default first (`mtl_bento_search.metrics` computes them)."""
 
+    positional: ClassVar[bool] = False
+    """Whether it answers by position: outputs [K, M, B, L, O], targets [B, L], answers [B, L * O'] side by side."""
+
     def __init__(self, spec: AnySpec) -> None:
         self.spec = spec
         if spec.metric is not None and spec.metric not in self.metrics:
@@ -62,6 +66,24 @@ class Task(ABC, Generic[AnySpec]):
     def metric(self) -> str:
         """The metric shown first."""
         return self.spec.metric or self.metrics[0]
+
+    @property
+    def reads(self) -> str | None:
+        """The input column whose positions or picture it speaks of; None where it is none, or the only one there is."""
+        return None
+
+    def suited(self, column: Column) -> Column:
+        """Return an input column of the kind that it reads, as it needs it: a picture with a grid of its own shape."""
+        return column
+
+    def place(self, table: pa.Table, columns: Sequence[Column]) -> Self:
+        """Return the task for the rows of a table, where labels and answers cannot be read without the inputs.
+
+        Whoever encodes labels, or turns answers into values, columns, rows or scores, places the task on the same rows
+        first. `columns` are the model's inputs; the table may lack some of them.
+        """
+        del table, columns
+        return self
 
     @classmethod
     def survey(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
@@ -102,17 +124,32 @@ class Task(ABC, Generic[AnySpec]):
         outputs [K, M, B, O], targets [K or 1, 1, B, ...] -> [K, M, B]; finite (any value) where the label is missing.
         """
 
+    def label_weights(self, targets: Tensor, weights: Tensor | None = None) -> Tensor | None:
+        """Return each label's weight in the loss [..., B], 0 where it is missing; None where all are 1.
+
+        targets [..., B, ...], weights [..., B] of the rows, or None for equal ones.
+        """
+        known = self.known(targets)
+        weight = known.to(torch.get_default_dtype() if weights is None else weights.dtype)
+        for factor in (weights, self.emphasis(targets)):
+            weight = weight if factor is None else weight * factor
+        return None if weight.numel() and bool((weight == 1).all()) else weight
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return each member's mean loss over its labelled rows and over M: [K]; 0 where no row is labelled.
 
-        outputs [K, M, B, O], targets [K or 1, B, ...], weights [K or 1, B] or None for equal ones.
+        outputs [K, M, B, O], targets [K or 1, B, ...], weights [K or 1, B] of the rows or None for equal ones.
         """
-        weight = self.known(targets).to(outputs.dtype)
-        for factor in (weights, self.emphasis(targets)):
-            weight = weight if factor is None else weight * factor.to(outputs.dtype)
-        losses = self.row_losses(outputs, targets.unsqueeze(1)).mean(1)  # [K, B]
+        return self.mean_loss(outputs, targets, self.label_weights(targets, weights))
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor, label_weights: Tensor | None) -> Tensor:
+        """Return the same with the weight of each label [K or 1, B] already known, as training has it once for all."""
+        losses = self.row_losses(outputs, targets.unsqueeze(1))  # [K, M, B]
+        if label_weights is None:
+            return losses.mean((1, 2))
+        weight = label_weights.to(losses.dtype)
         # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
-        return (losses * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+        return (losses.mean(1) * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
     @abstractmethod
     def activate(self, outputs: Tensor) -> Tensor:

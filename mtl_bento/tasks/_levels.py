@@ -51,7 +51,7 @@ class LevelsTask(Task[AnySpec]):
     def survey(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
         """Return the spec with all labels as its levels, where it names none."""
         _, firsts = by_text(values, spec.name)
-        return spec if spec.levels else spec.model_copy(update={"levels": _natural(value for _, value in firsts)})
+        return spec if spec.levels else spec.model_copy(update={"levels": natural(value for _, value in firsts)})
 
     @classmethod
     def fit(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
@@ -61,13 +61,13 @@ class LevelsTask(Task[AnySpec]):
             raise SchemaError(
                 f"Target {spec.name!r} is missing in every training row; label some rows or leave it out."
             )
-        levels = spec.levels or _natural(value for _, value in firsts)
+        levels = spec.levels or natural(value for _, value in firsts)
         texts = [text_of(level) for level in levels]
         if twice := [text for text in texts if texts.count(text) > 1]:
             raise SpecError(f"Target {spec.name!r}: `levels` names {twice[0]!r} more than once; name each label once.")
         known = set(texts)
         if unknown := [text for text, _ in firsts if text not in known]:
-            raise SchemaError(_unknown_label(spec.name, unknown[0], levels))
+            raise SchemaError(unknown_label(spec.name, unknown[0], levels))
         if len(firsts) < 2:
             raise SchemaError(
                 f"Target {spec.name!r} is {firsts[0][1]!r} in every training row; "
@@ -76,7 +76,7 @@ class LevelsTask(Task[AnySpec]):
         levels = cls.arrange(spec, levels)
         counts = dict(zip([text for text, _ in firsts], np.bincount(places[places >= 0]).tolist(), strict=True))
         shares = tuple(counts.get(text_of(level), 0) / sum(counts.values()) for level in levels)
-        dtype = str(_typed(levels, values.type).type)
+        dtype = str(typed(levels, values.type).type)
         return spec.model_copy(update={"levels": levels, "dtype": dtype, "frequencies": shares})
 
     @classmethod
@@ -90,7 +90,7 @@ class LevelsTask(Task[AnySpec]):
         places, firsts = by_text(values, self.name)
         codes = {text: code for code, text in enumerate(self.texts)}
         if unknown := [text for text, _ in firsts if text not in codes]:
-            raise SchemaError(_unknown_label(self.name, unknown[0], self.spec.levels))
+            raise SchemaError(unknown_label(self.name, unknown[0], self.spec.levels))
         found = np.array([codes[text] for text, _ in firsts] + [-1], dtype=np.int64)
         return np.asarray(found[places])  # a missing cell's place is -1: the last
 
@@ -154,7 +154,7 @@ class LevelsTask(Task[AnySpec]):
         return super().card() | {"classes": self._typed().to_pylist()}
 
     def _typed(self) -> pa.Array:
-        return pa.array(self.spec.levels, _arrow_type(self.spec.dtype))
+        return pa.array(self.spec.levels, arrow_type(self.spec.dtype))
 
 
 def _listed(table: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ def _listed(table: np.ndarray) -> np.ndarray:
     return np.argsort(-table, axis=1, kind="stable")[:, :MOST_PROBABILITIES]
 
 
-def _typed(levels: tuple[Label, ...], kind: pa.DataType) -> pa.Array:
+def typed(levels: tuple[Label, ...], kind: pa.DataType) -> pa.Array:
     """Return the levels in the target's own type where they fit it, else in the type that they have."""
     try:
         return pa.array(levels, _own_type(kind))
@@ -172,7 +172,7 @@ def _typed(levels: tuple[Label, ...], kind: pa.DataType) -> pa.Array:
         return pa.array(levels)
 
 
-def _natural(labels: Iterable[Label]) -> tuple[Label, ...]:
+def natural(labels: Iterable[Label]) -> tuple[Label, ...]:
     """Return labels in their natural order, numbers before text."""
     return tuple(sorted(labels, key=lambda label: (isinstance(label, str), label)))
 
@@ -185,7 +185,7 @@ def _own_type(kind: pa.DataType) -> pa.DataType | None:
     return kind if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_float32(kind) else None
 
 
-def _arrow_type(name: str) -> pa.DataType:
+def arrow_type(name: str) -> pa.DataType:
     return pa.type_for_alias(name)
 
 
@@ -205,7 +205,7 @@ def _class_weights(spec: LevelsSpec, texts: list[str]) -> Tensor | None:
     return torch.tensor([given.get(label, 1.0) for label in texts])
 
 
-def _unknown_label(name: str, label: str, levels: tuple[Label, ...]) -> str:
+def unknown_label(name: str, label: str, levels: tuple[Label, ...]) -> str:
     return (
         f"Target {name!r} holds {label!r}, which is not one of its levels ({listing(map(text_of, levels))}). "
         "Correct or clear those cells, or add it to `levels` and search again."

@@ -45,7 +45,7 @@ class TrunkSpec(Spec):
 
 @dataclass(frozen=True)
 class TrunkSizes:
-    """What only the data knows: features F and tasks T; for a trunk that reads positions, L and their grid."""
+    """What only the data knows: features F and tasks T; where a trunk reads positions, L and their grid."""
 
     n_features: int
     n_tasks: int

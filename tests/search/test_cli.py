@@ -10,13 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_tokenizer
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from pictures import noise
 from small import make_table
 
 from mtl_bento.cli import cli
-from mtl_bento_search import api, metrics
+from mtl_bento.columns import text
+from mtl_bento_search import api, inference, metrics
 from mtl_bento_search.executors.local import InProcess
 
 
@@ -85,6 +88,21 @@ def test_inspect_shows_every_column_and_writes_a_spec_that_search_reads(folder: 
     assert Path(str(load_config(out).data)).resolve() == folder / "t.parquet"
 
 
+def test_inspect_shows_pictures_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "BACKBONE_PACKAGES", {})
+    monkeypatch.setattr(text, "_HELD", {})
+    monkeypatch.setattr(text, "_packaged", lambda _: tiny_tokenizer.write(tmp_path / "tokenizer.json"))
+    for place in range(3):
+        (tmp_path / f"{place}.jpg").write_bytes(noise(place, 120, 160, "JPEG"))
+    table = {"photo": [f"{n}.jpg" for n in range(3)], "note": [f"take me {n}" for n in range(3)], "y": [1, 2, 1]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    found = json.loads(invoke("inspect", tmp_path / "t.parquet", "--target", "y", "--json").output)
+    assert found["inputs"] == [
+        {"name": "photo", "kind": "image", "what": "128 x 160 pixels, 4 x 5 cells, for efficientnet_lite0"},
+        {"name": "note", "kind": "text", "what": "text of up to 3 tokens, for wordllama"},
+    ]
+
+
 def test_inspect_prints_json(folder: Path) -> None:
     found = json.loads(invoke("inspect", folder / "t.parquet", "--target", "income", "--json").output)
     assert found["rows"] == 240
@@ -107,7 +125,10 @@ def test_the_search_prints_figures_as_json_and_nothing_else(folder: Path, run_fo
 
 
 def test_examples_are_listed_and_a_wrong_name_is_named() -> None:
-    assert "flights" in invoke("example").output
+    listed = invoke("example").output
+    assert [line.partition(":")[0] for line in listed.splitlines()] == ["flights", "scenes", "texts"]
+    assert [line.partition(":")[0] for line in listed.splitlines() if "composed" in line] == ["scenes", "texts"]
+    assert "`scenes` and `texts` are composed" in " ".join(invoke("example", "--help").output.split())
     assert "did you mean 'flights'" in refused("example", "flight")
 
 

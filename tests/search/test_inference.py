@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import tiny_tokenizer
 import yaml
+from pictures import noise
 
 from mtl_bento import table as tables
+from mtl_bento.columns import text
 from mtl_bento.columns.categorical import CategoricalColumn
+from mtl_bento.columns.image import ImageColumn
+from mtl_bento.columns.text import TextColumn
 from mtl_bento.columns.vector import VectorColumn
 from mtl_bento.errors import SchemaError, SpecError, UnknownKindError
+from mtl_bento_search import inference
 from mtl_bento_search.inference import Inference, infer
 
 N = 60
@@ -89,14 +96,102 @@ def test_columns_are_taken_for_what_they_look_like(cells: Any, expected: str) ->
         ([{"a": 1}, {"a": 2}], "nested cells (struct<a: int64>)"),
         ([dt.time(1), dt.time(2)], "times without a date"),
         ([dt.timedelta(1), dt.timedelta(2)], "times without a date"),
-        ([b"\x89PNG", b"\xff"], "images or other bytes"),
-        ([f"img/{n}.JPG" for n in range(9)], "paths of images"),
-        ([f"The story number {n} of a long evening" for n in range(N)], "texts"),
-        ([f"这是第{n}个很长的句子没有任何空格" for n in range(N)], "texts"),
+        ([noise(0), b"\xff"], "bytes that are no pictures"),
+        ([b"", None], "all cells are missing"),
+        ([f"img/{n}.JPG" for n in range(9)], "paths of pictures that are not there"),
     ],
 )
 def test_columns_that_cannot_be_inputs_say_why(cells: Any, reason: str) -> None:
     assert verdict(cells) == reason
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As if the default backbones were installed."""
+    monkeypatch.setattr(inference, "BACKBONE_PACKAGES", {})
+    monkeypatch.setattr(text, "_HELD", {})
+    monkeypatch.setattr(text, "_packaged", lambda _: tiny_tokenizer.write(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([noise(n) for n in range(9)] + [None, b""], "image"),
+        (pa.array([noise(0, kind="JPEG"), noise(1, kind="WEBP")], pa.binary_view()), "image"),
+        ([f"The story number {n} of a long evening" for n in range(N)], "text"),
+        ([f"Story {n} ended" for n in range(N)], "text"),
+        ([f"这是第{n}个很长的句子没有任何空格" for n in range(N)], "text"),
+        ([f"Story {n}" for n in range(N)], "a different value in every row"),
+        (["a story that repeats"] * 30 + ["another one of those"] * 30, "categorical"),
+    ],
+)
+def test_pictures_and_texts_are_taken_for_what_they_are(cells: Any, expected: str) -> None:
+    assert verdict(cells) == expected
+
+
+@pytest.mark.usefixtures("installed")
+def test_paths_of_files_beside_the_table_are_pictures(tmp_path: Path) -> None:
+    for place in range(9):
+        (tmp_path / f"{place}.PNG").write_bytes(noise(place, 64, 96))
+    table = pa.table({"photo": [*(f"{place}.PNG" for place in range(9)), None], "x": NUMBERS[:10]})
+    tables.write(table, tmp_path / "t.csv")
+    photo, _ = infer(tables.read(tmp_path / "t.csv")).schema.columns
+    assert photo == ImageColumn(name="photo", size=(64, 96), grid=(2, 3))
+    (left,) = infer(table).left_out  # a frame's are relative to the current folder
+    assert left.reason == "paths of pictures that are not there"
+    assert left.remedy == "put '0.PNG' and the others there, or give paths relative to the table"
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_broken_picture_among_the_training_rows_is_named_by_its_row_in_the_table() -> None:
+    cells = [noise(n) for n in range(30)]
+    cells[20] = cells[20][:9]
+    table = pa.table({"photo": cells, "x": NUMBERS[:30]})
+    with pytest.raises(SchemaError, match=r"^Column 'photo', row 20: a file of 9 bytes cannot be decoded"):
+        infer(table, rows=np.arange(10, 30))
+    assert infer(table, rows=np.arange(20)).schema.names == ("photo", "x")
+
+
+def test_without_the_packages_the_remedy_is_the_pip_line_or_another_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "BACKBONE_PACKAGES", {"efficientnet_lite0": ("no-such-package",)})
+    monkeypatch.setattr(text, "PACKAGES", {"wordllama": ("no-such-package", "x.json")})
+    monkeypatch.setattr(text, "_packaged", text._packaged.__wrapped__)
+    table = pa.table(
+        {
+            "photo": [noise(n) for n in range(9)],
+            "note": [f"A story of number {n}" for n in range(9)],
+            "x": NUMBERS[:9],
+        }
+    )
+    found = infer(table)
+    assert found.schema.names == ("x",)
+    assert [(item.reason, item.remedy) for item in found.left_out] == [
+        (
+            f"{kind}s, but a package that reads them is not installed",
+            f"pip install 'mtl-bento[{extra}]', or write `inputs: {{{name}: {{kind: {kind}, backbone: {backbone}}}}}` "
+            "in mtl.yaml to use it without a pretrained network",
+        )
+        for name, kind, extra, backbone in (
+            ("photo", "image", "images", "pixels"),
+            ("note", "text", "text", "tokens"),
+        )
+    ]
+    overrides = {
+        n: yaml.safe_load(item.remedy.split("`")[1])["inputs"][n]
+        for n, item in zip(("photo", "note"), found.left_out, strict=True)
+    }
+    photo, note, _ = infer(table, overrides=overrides).schema.columns
+    assert isinstance(photo, ImageColumn)
+    assert isinstance(note, TextColumn)
+    assert (photo.backbone, note.backbone, note.vocabulary) == ("pixels", "tokens", ("a", "number", "of", "story"))
+
+
+def test_options_are_chosen_beside_the_kind() -> None:
+    table = pa.table({"photo": [noise(0, 200, 100)] * 2, "x": NUMBERS[:2]})
+    photo = {"kind": "image", "backbone": "pixels", "size": [64, 64]}
+    column, _ = infer(table, overrides={"photo": photo, "x": {"kind": "numeric"}}).schema.columns
+    assert column == ImageColumn(name="photo", backbone="pixels", size=(64, 64), grid=(2, 2))
 
 
 def test_shuffled_whole_numbers_are_identifiers_by_their_name_only() -> None:
@@ -205,6 +300,13 @@ def test_names_in_any_script_are_kept() -> None:
         ({"overrides": {"wrod": "numeric"}}, SpecError, "; did you mean 'word'? Columns: word, x."),
         ({"ignore": ["wrod"]}, SpecError, "`ignore:` names 'wrod'"),
         ({"overrides": {"x": "number"}}, UnknownKindError, "There is no input kind 'number'"),
+        (
+            {"overrides": {"x": {"size": 3}}},
+            SpecError,
+            "`inputs:` 'x' needs a kind, such as `{kind: image}`; it is one",
+        ),
+        ({"overrides": {"x": {"kind": "number"}}}, UnknownKindError, "There is no input kind 'number'"),
+        ({"overrides": {"x": {"kind": "numeric", "size": 3}}}, SpecError, "Input 'x': numeric has no option 'size'"),
         ({"overrides": {"x": "numeric"}, "targets": ["x"]}, SpecError, "`inputs:` names 'x', which is a target"),
         ({"overrides": {"x": "numeric"}, "ignore": ["x"]}, SpecError, "`inputs:` names 'x', which is ignored"),
         ({"overrides": {"word": "numeric"}}, SchemaError, "Column 'word', row 0: 'w0' is not a number"),

@@ -54,6 +54,7 @@ def test_two_hundred_kills_lose_nothing(zygote: Zygote, whole: Whole, tmp_path: 
     assert lost == 0
 
 
+APPEND = "optuna.storages.journal:JournalFileBackend.append_logs"
 MOMENTS = {
     "the study is there and the spec is not": ("mtl_bento_search.run:Folder.write_spec", 1, "before"),
     "the spec is written": ("mtl_bento_search.run:Folder.write_spec", 1, "after"),
@@ -65,7 +66,11 @@ MOMENTS = {
     "a trial is there without parameters": ("optuna.storages:JournalStorage.create_new_trial", 10, "after"),
     "a trial is asked, in the second batch": ("optuna.storages:JournalStorage.set_trial_param", 105, "before"),
     "a batch is asked and not yet written": ("mtl_bento_search.study:save_round", 5, "before"),
-    "the journal has half a line": ("optuna.storages.journal:JournalFileBackend.append_logs", 40, "tear"),
+    "the losers of a rung are told and the others not yet written": ("mtl_bento_search.study:save_round", 2, "before"),
+    "a round is trained and not yet written": ("mtl_bento_search.study:save_round", 4, "before"),
+    "the journal has half a line": (APPEND, 19, "tear"),
+    "half of a trial's attributes are in the journal": (APPEND, 33, "tear"),
+    "half of a rung's reports are in the journal": (APPEND, 49, "tear"),
     "a round is written beside": ("pathlib:Path.replace~.round.safetensors", 6, "before"),
     "a round is renamed": ("pathlib:Path.replace~.round.safetensors", 6, "after"),
     "a rung is trained": ("mtl_bento.training:Cohort._look", 60, "before"),
@@ -91,6 +96,24 @@ def test_a_search_ends_as_the_uninterrupted_one_when_it_is_killed_and(
     assert zygote.sit(out, n_trials=N_TRIALS, at=MOMENTS[moment])["code"] == KILLED
     assert zygote.sit(out, n_trials=N_TRIALS)["code"] == 0
     assert outcome(out) == whole.outcome
+
+
+def test_a_round_is_written_without_the_trials_that_were_told(zygote: Zygote, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert zygote.sit(out, n_trials=N_TRIALS, at=MOMENTS["a round is renamed"])["code"] == KILLED
+    packed, info = load_round(out / "checkpoints" / "round.safetensors")
+    second = Run(out).study.trials[7:]  # after trial 0 and a round of six
+    assert sorted(t.state.name for t in second) == ["PRUNED"] * 3 + ["RUNNING"] * 3
+    assert list(info["numbers"].values()) == [t.number for t in second if t.state.name == "RUNNING"]
+    assert sorted(str(place) for places, _ in packed for place in places) == list(info["numbers"])
+    assert {stack.step for _, stack in packed} == {8}
+
+
+def test_a_search_writes_its_journal_about_four_times_a_trial(zygote: Zygote, tmp_path: Path) -> None:
+    # The study 8 times and trial 0 once; 13 trials asked in 2 and told in 2; 3 rungs of 3 rounds reported in 1.
+    n = 8 + 1 + 13 * 4 + 9
+    assert zygote.sit(tmp_path / "run", n_trials=N_TRIALS, at=(APPEND, n, "before"))["code"] == KILLED
+    assert zygote.sit(tmp_path / "another" / "run", n_trials=N_TRIALS, at=(APPEND, n + 1, "before"))["code"] == 0
 
 
 def test_a_journal_that_is_locked_by_a_dead_driver_does_not_stop_the_next(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from mtl_bento.tasks._base import TASKS
+from mtl_bento.tasks.tagging import Entity, Tagged
 from mtl_bento_search.metrics import METRICS, interval, measure, paired_intervals
 
 TRUTH = np.array([0, 0, 1, 1, -1])
@@ -63,19 +67,107 @@ def test_a_paired_interval_is_positive_where_the_first_is_better_whichever_way_t
     assert paired_intervals("rmse", truth, good, good)[1] == (0.0, 0.0)
 
 
-def test_draws_at_once_are_what_scikit_learn_says_of_each() -> None:
+def answers_of(name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return truth and answers in the form that a metric reads, with ties."""
     rng = np.random.default_rng(2)
-    labels, numbers = rng.integers(0, 2, 80), rng.normal(50, 3, 80)
-    scored = rng.random((80, 2)).round(1) + 0.01  # rounded, so that there are ties
-    scored /= scored.sum(1, keepdims=True)
-    rows = rng.integers(0, 80, size=(7, 80))
+    if name in ("r2", "rmse", "mae"):
+        numbers = rng.normal(50, 3, n)
+        return numbers, numbers + rng.normal(size=n)
+    if name in ("mean_iou", "iou_50", "object_average_precision"):
+        truth = np.concatenate([rng.integers(0, 2, (n, 1)), rng.random((n, 4))], 1)
+        truth[truth[:, 0] == 0, 1:] = np.nan
+        return truth, rng.random((n, 5)).round(1)
+    if name in ("mean_cell_iou", "cell_accuracy"):
+        return rng.integers(-1, 3, (n, 6)), rng.random((n, 6, 3)).round(1)
+    if name in ("entity_f1", "token_accuracy"):
+        return tuple(tagged(rng.choice(["O", "B-a", "B-b"], (n, 4))) for _ in range(2))  # type: ignore[return-value]
+    scored = rng.random((n, 2)).round(1) + 0.01
+    return rng.integers(0, 2, n), scored / scored.sum(1, keepdims=True)
+
+
+def tagged(rows: Any) -> np.ndarray:
+    """Return texts of one-letter words as metrics read them; each tag that is no O is a span."""
+    held = np.empty(len(rows), dtype=object)
+    for row, tags in enumerate(rows):
+        entities = frozenset(Entity(tag[2:], 2 * i, 2 * i + 1) for i, tag in enumerate(tags) if tag != "O")
+        held[row] = Tagged(entities, tuple(tags))
+    return held
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.resample is not None])
+def test_draws_at_once_are_the_score_of_each(name: str) -> None:
+    truth, said = answers_of(name, 80)
+    rows = np.random.default_rng(3).integers(0, 80, size=(7, 80))
     counts = np.stack([np.bincount(r, minlength=80) for r in rows]).astype(float)
-    for name, metric in METRICS.items():
-        if metric.resample is None:
-            continue
-        truth, said = (numbers, numbers + rng.normal(size=80)) if name in ("r2", "rmse", "mae") else (labels, scored)
-        expected = [metric.score(truth[r], said[r], None) for r in rows]
-        np.testing.assert_allclose(metric.resample(truth, said, counts), expected, rtol=1e-9)
+    metric = METRICS[name]
+    assert metric.resample is not None
+    expected = [metric.score(truth[r], said[r], None) for r in rows]
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(metric.resample(truth, said, counts), expected, rtol=1e-9)
+
+
+def test_average_precision_is_scikit_learns_also_with_ties_and_weights() -> None:
+    rng = np.random.default_rng(4)
+    truth, p, weights = rng.integers(0, 2, 300), rng.random(300).round(1), rng.random(300)
+    expected = average_precision_score(truth, p, sample_weight=weights)
+    assert measure("average_precision", truth, np.stack([1 - p, p], 1), weights) == pytest.approx(expected)
+
+
+def test_average_precision_of_grids_is_that_of_all_known_cells_a_row_weighing_all_its_cells() -> None:
+    rng = np.random.default_rng(5)
+    truth, p = rng.integers(-1, 2, (40, 12)), rng.random((40, 12)).round(2)
+    weights = rng.random(40)
+    held = truth >= 0
+    expected = average_precision_score(truth[held], p[held], sample_weight=np.repeat(weights, 12)[held.ravel()])
+    assert measure("average_precision", truth, np.stack([1 - p, p], -1), weights) == pytest.approx(expected)
+
+
+def test_average_precision_of_several_classes_is_the_mean_over_those_that_are_there() -> None:
+    truth = np.array([[0, 0, 1], [1, -1, -1]])  # class 2 is nowhere
+    table = np.array([[[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.5, 0.3]], [[0.1, 0.7, 0.2]] * 3])
+    # Class 0: right, right at the top: 1. Class 1: .7 right, .6 wrong, .5 right: (1 + 2/3) / 2.
+    assert measure("average_precision", truth, table) == pytest.approx((1 + 5 / 6) / 2)
+
+
+def test_boxes_are_scored_where_there_is_an_object_and_objects_where_it_is_known() -> None:
+    nan = [np.nan] * 4
+    truth = np.array([[1, 0.5, 0.5, 0.4, 0.4], [1, 0.2, 0.2, 0.2, 0.2], [0, *nan], [np.nan, *nan]])
+    answers = np.array([[0.9, 0.5, 0.5, 0.4, 0.4], [0.6, 0.3, 0.2, 0.2, 0.2], [0.7, 0.5, 0.5, 1, 1], [1.0, 0, 0, 1, 1]])
+    # The second is moved by half its width: 0.02 in common of 0.08 - 0.02.
+    assert measure("mean_iou", truth, answers) == pytest.approx((1 + 1 / 3) / 2)
+    assert measure("iou_50", truth, answers) == 0.5
+    # By probability: object, none, object.
+    assert measure("object_average_precision", truth, answers) == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(measure("mean_iou", truth[2:], answers[2:]))
+
+
+def test_cells_are_scored_by_class_over_all_rows_and_unknown_ones_do_not_count() -> None:
+    truth = np.array([[0, 1, 1, -1], [1, 0, 0, 0]])
+    answer = np.array([[0, 1, 0, 1], [1, 0, 0, 1]])
+    # Class 0: 3 of 0,0,0,0 + one wrong 0 = 3 / 5; class 1: 2 of 1,1,1 + one wrong 1 = 2 / 4.
+    assert measure("mean_cell_iou", truth, np.eye(2)[answer]) == pytest.approx((3 / 5 + 2 / 4) / 2)
+    assert measure("cell_accuracy", truth, np.eye(2)[answer]) == pytest.approx(5 / 7)
+
+
+def test_spans_count_where_label_and_both_ends_are_right() -> None:
+    def one(*entities: Entity, tags: str) -> Tagged:
+        return Tagged(frozenset(entities), tuple(tags.split()))
+
+    truth = np.empty(4, dtype=object)
+    said = np.empty(4, dtype=object)
+    truth[0] = one(Entity("a", 0, 3), Entity("b", 4, 9), tags="B-a B-b I-b")
+    said[0] = one(Entity("a", 0, 3), Entity("b", 4, 7), tags="B-a B-b O")  # one right, one too short
+    truth[1] = one(Entity("a", 2, 3), tags="O B-a")
+    said[1] = one(Entity("b", 2, 3), tags="O B-b")  # the wrong label
+    truth[2] = one(tags="O")
+    said[2] = one(Entity("a", 0, 1), tags="B-a")  # one too many
+    said[3] = one(Entity("a", 0, 1), tags="B-a")  # not labelled
+    # seqeval's strict micro average: 1 right, 3 in the truth, 4 in the answers.
+    assert measure("entity_f1", truth, said) == pytest.approx(2 * 1 / (3 + 4))
+    assert measure("token_accuracy", truth, said) == pytest.approx(3 / 6)
+    weights = np.array([2.0, 1.0, 1.0, 1.0])
+    assert measure("entity_f1", truth, said, weights) == pytest.approx(2 * 2 / (5 + 6))
+    assert np.isnan(measure("entity_f1", truth[3:], said[3:]))
 
 
 def test_an_interval_covers_about_as_often_as_it_says() -> None:

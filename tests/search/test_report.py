@@ -490,7 +490,17 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(tmp_path: Path) -> 
     script = page.markup.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
-    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_test_rows_stand_in_the_page_where_a_result_holds_them(tmp_path: Path) -> None:
+    rows = [{"row": 3, "why": "best", "truth": 3, "answer": {"value": 3}}]
+    digit = {"task": "a", "kind": "multiclass", "input": "picture", "labels": [], "rows": rows}
+    shown = {"cells": {"picture": {"3": {"jpeg": "/9j/", "size": [8, 8]}}}, "tasks": [digit]}
+    page = made_page(tmp_path, shown=shown)
+    assert "Test rows Of each target" in page.text
+    assert [attrs["href"] for tag, attrs in page.tags if tag == "image"] == ["data:image/jpeg;base64,/9j/"]
+    assert "Test rows Of each target" not in made_page(tmp_path).text
 
 
 def test_links_lead_somewhere_and_pictures_are_described(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import RunError
 from mtl_bento.network import NetworkSpec
+from mtl_bento.samples import SampleTrunkSpec
 from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, never
 from mtl_bento.trunks._base import TrunkSpec
 from mtl_bento.trunks.mlp import MLPSpec
@@ -75,6 +76,14 @@ def test_a_packing_is_a_function_of_the_kind_of_device_and_the_workers() -> None
     on_gpu = Packing(room=2**24, weights=2**27, least=4, most=256, n_features=10, n_workers=1)
     assert Packing.suited(torch.device("cuda"), n_features=10, n_workers=1) == on_gpu
     assert Packing.suited(torch.device("cuda:1"), n_features=10, n_workers=1) == on_gpu
+
+
+def test_a_trunk_that_reads_positions_has_a_layer_of_each_in_a_stacks_room(small_network: NetworkSpec) -> None:
+    packing = ON_CPU.model_copy(update={"length": 16})
+    trunks = (SampleTrunkSpec(width=16, shared_depth=1), MLPSpec(width=16, shared_depth=1))
+    held, plain = (member(small_network, trunk, batch=256) for trunk in trunks)
+    assert [packing.activations(m) for m in (held, plain)] == [16 * 256 * 16, 256 * 16]
+    assert [packing.stack_size([m]) for m in (held, plain)] == [4, 64]
 
 
 def test_members_are_packed_by_kind_and_size_deepest_first(small_network: NetworkSpec) -> None:

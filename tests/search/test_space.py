@@ -10,10 +10,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mtl_bento.errors import SpecError, UnknownKindError
+from mtl_bento.samples import SamplePositionsSpec
 from mtl_bento.spec import Searched
 from mtl_bento.trunks._base import TRUNKS, TrunkSpec
 from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento_search.config import Choice
+from mtl_bento_search.defaults import default_trunks
 from mtl_bento_search.space import Space, alone
 
 TASKS = ["income", "分类"]
@@ -167,3 +169,46 @@ def test_common_fields_reach_every_trunk_and_not_only_the_last() -> None:
     for kind in ("tabm", "mlp"):
         member = held.member({**held.defaults(), "trunk": kind, "width": 77, "dropout": 0.25})
         assert (member.network.trunk.kind, member.network.trunk.width, member.network.trunk.dropout) == (kind, 77, 0.25)
+
+
+# Inputs with positions
+
+MEDIA = ["numeric", "sample_positions:photo", "sample_positions:photo.side"]
+
+
+def test_an_input_with_positions_has_parameters_under_its_own_name() -> None:
+    held = Space(MEDIA, ["y"], domains={"photo.learned": 2})
+    assert held.distributions["photo.pooling"] == CategoricalDistribution(["mean", "flatten"])
+    params = {**held.defaults(), "photo.pooling": "flatten", "photo.side.pooling": "mean"}
+    encoders = held.member(params).network.encoders
+    assert encoders["sample_positions:photo"] == SamplePositionsSpec(pooling="flatten", learned=2)
+    assert encoders["sample_positions:photo.side"] == SamplePositionsSpec()
+
+
+def test_pooling_is_asked_of_trunks_that_read_no_positions_alone() -> None:
+    held = Space(MEDIA, ["y"], trunks=["mlp", "sample_positional"])
+    for trunk in held.trunks:
+        params = held.suggest(optuna.trial.FixedTrial({**held.defaults(), "trunk": trunk}))
+        assert ("photo.pooling" in params) == (trunk == "mlp")
+        assert held.member(params).network.trunk.kind == trunk
+        assert held.member(params).network.encoders["sample_positions:photo"] == SamplePositionsSpec()
+
+
+def test_a_task_by_position_allows_trunks_that_read_positions_alone() -> None:
+    with pytest.raises(
+        SpecError, match=r"Trunk 'mlp' reads no positions, by which target 'y' answers; allowed: .*sample"
+    ):
+        Space(MEDIA, ["x", "y"], by_position=["y"], trunks=["sample_positional", "mlp"])
+    with pytest.raises(
+        SpecError, match=r"Trunk 'sample_positional' reads positions, but no input is an image or a text;"
+    ):
+        Space(["numeric"], ["y"], trunks=["sample_positional"])
+    held = Space(MEDIA, ["x", "y"], by_position=["y"], trunks=["sample_positional"])
+    assert "photo.pooling" not in held.defaults()
+
+
+def test_trunks_that_read_positions_are_tried_where_there_are_some_and_first_where_a_task_answers_by_them() -> None:
+    assert default_trunks(100) == ("tabm", "mlp")
+    assert default_trunks(100, positions=True) == ("tabm", "mlp", "conv", "attention")
+    assert default_trunks(50_000, positions=True) == ("mlp", "tabm", "conv", "attention")
+    assert default_trunks(100, positions=True, answered=True) == ("conv", "attention")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from words import Words
 
 from mtl_bento.errors import SchemaError
 from mtl_bento.tasks._base import TASKS
@@ -20,13 +21,40 @@ LABELS: list[Any] = [
     pa.array(["a", None, "b", "a"]).dictionary_encode(),
     pa.array([f"label {i}" for i in range(25)] + [None]),
 ]
-"""Labels of several kinds; each kind of task takes at least one of them."""
+"""Labels of several kinds; each kind of task takes at least one of them, or has a sample of its own."""
+
+NAN = float("nan")
+BOXES = [[0.5, 0.4, 0.2, 0.3], None, [NAN] * 4, [0.25, 0.25, 0.5, 0.5], [0.9, 0.9, 0.2, 0.2]]
+TEXTS = {"note": ["to New York, please", "Boston", "no label", "東京 and Bonn 😀", "from Rome or Rome to Pisa or Bari"]}
+SPANS = [
+    [{"start": 3, "end": 11, "label": "to"}],
+    [{"start": 0, "end": 6, "label": "to"}],
+    None,
+    [{"start": 0, "end": 2, "label": "from"}, {"start": 7, "end": 11, "label": "from"}],
+    [{"start": 5, "end": 9, "label": "from"}],
+]
+TAGS = [["O", "B-to", "I-to", "O"], ["B-to"], None, ["B-from", "O", "O", "O"], ["O", "B-a"] * 4]
+SAMPLES: list[tuple[dict[str, Any], Any, dict[str, Any]]] = [
+    ({"kind": "box"}, BOXES, {"known": [True, True, False, True, True]}),
+    ({"kind": "grid"}, [[[0, 1], [1, 1], [0, 0]], None, [[0, -1], [-1, 0], [1, 0]], [[-1] * 2] * 3],
+     {"known": [True, False, True, False]}),
+    ({"kind": "grid", "shape": [1, 3]}, [["road", "car", None], ["sky", "sky", "car"], None], {}),
+    ({"kind": "tagging"}, SPANS, {"table": pa.table(TEXTS), "columns": [Words(name="note")]}),
+    ({"kind": "tagging"}, TAGS, {"table": pa.table(TEXTS), "columns": [Words(name="note", length=5)]}),
+]  # fmt: skip
+"""Kinds that need options, or inputs, or whose missing cell is a label: spec, labels, and what `check_task` takes."""
 
 
 @pytest.mark.parametrize("kind", TASKS.kinds())
 def test_every_task_keeps_its_promises(kind: str) -> None:
     spec = TASKS.parse({"kind": kind, "name": "a name, 名"})
     checked = 0
+    for options, labels, inputs in SAMPLES:
+        if options["kind"] == kind:
+            check_task(TASKS.parse({**options, "name": "a name, 名"}), labels, **inputs)
+            checked += 1
+    if checked:
+        return
     for labels in LABELS:
         try:
             TASKS.class_of(type(spec)).fit(spec, pa.chunked_array([labels]))
