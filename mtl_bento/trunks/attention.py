@@ -74,7 +74,7 @@ class Layer(nn.Module):
         self.count = len(specs)
 
     def forward(self, x: Tensor, share: Tensor, seen: Tensor, angles: Tensor) -> Tensor:
-        """x [K, B, L, D], share [K, 1, 1, 1], seen [K * B, 1, 1, L], angles [L, 1, S / 2] -> the same shape as x."""
+        """x [K, B, L, D], share [K, 1, 1, 1], seen [K * B, 1, 1, L], complex angles [L, 1, S / 2] -> the same as x."""
         x = x + self.dropout.by_row(self._attended(_normalised(x, share), seen, angles))
         return x + self.dropout.by_row(self._hidden(_normalised(x, share)))
 
@@ -132,7 +132,7 @@ class Attention(Trunk[AttentionSpec]):
         members, (rows, length) = len(self.specs), features.shape[1:3]
         x = self.first(features.flatten(1, 2).unsqueeze(1))  # [K, 1, B * L, D]
         x = x.view(members, rows, length, x.shape[-1]) + self.places.unsqueeze(1)
-        share, angles = self.share.to(x.dtype), self.angles.to(x.dtype.to_complex())
+        share, angles = self.share.to(x.dtype), torch.view_as_complex(self.angles.to(x.dtype))
         # A row without any position sees all of them instead of none, which would be NaN; its state is zero anyway.
         seen = (mask | ~mask.any(-1, keepdim=True)).expand(members, rows, length)
         for layer in cast(list[Layer], self.layers):
@@ -152,16 +152,17 @@ def _normalised(x: Tensor, share: Tensor) -> Tensor:
 
 
 def _angles(sizes: TrunkSizes, head_size: int) -> Tensor:
-    """Return the angle of each position and pair of units as a complex number of size 1, [L, 1, S / 2]."""
+    """Return cosine and sine of the angle of each position and pair of units, [L, 1, S / 2, 2]."""
     places = torch.arange(sizes.length, dtype=torch.float64).unsqueeze(1)
     sides = [places] if sizes.grid is None else [places // sizes.grid[1], places % sizes.grid[1]]
     n = head_size // 2 // len(sides)
     speeds = SLOWEST ** -(torch.arange(n, dtype=torch.float64) / n)
     angles = torch.cat([side * speeds for side in sides], 1).unsqueeze(1)
-    return torch.polar(torch.ones_like(angles), angles)
+    # Not complex: a module that is moved to another precision would lose its sines.
+    return torch.stack([angles.cos(), angles.sin()], -1)
 
 
 def _turned(x: Tensor, angles: Tensor) -> Tensor:
-    """Return pairs of units turned by their angles: x [..., L, H, S], angles [L, 1, S / 2] -> the same shape as x."""
+    """Return pairs of units turned: x [..., L, H, S], complex angles [L, 1, S / 2] -> the same shape as x."""
     pairs = torch.view_as_complex(x.unflatten(-1, (x.shape[-1] // 2, 2)))
     return torch.view_as_real(pairs * angles).flatten(-2)

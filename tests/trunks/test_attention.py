@@ -29,7 +29,7 @@ def test_padding_does_not_enter_the_mean_square() -> None:
 
 @pytest.mark.parametrize("grid", [None, (3, 4)])
 def test_turned_queries_and_keys_meet_by_their_distance_alone(grid: tuple[int, int] | None) -> None:
-    angles = _angles(TrunkSizes(1, 1, 12, grid), 16)
+    angles = torch.view_as_complex(_angles(TrunkSizes(1, 1, 12, grid), 16))
     alike = random(2, 1, 1, 16).repeat(1, 12, 1, 1)  # everywhere the same query, and the same key
     query, key = _turned(alike, angles)[:, :, 0]
     scores = query @ key.T
@@ -69,6 +69,18 @@ def test_a_position_that_is_not_real_changes_nothing_and_has_a_state_of_zeros() 
     assert not first[0, 0, 0, 4:].any()
     assert not first[0, 0, 1].any()  # a row without positions
     assert first.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_row_with_few_positions_is_what_it_is_in_a_shorter_trunk(length: int) -> None:
+    specs = [AttentionSpec(width=8, dropout=0)]
+    trunk = Attention(specs, TrunkSizes(5, 1, 6), generators(1)).double()
+    shorter = Attention(specs, TrunkSizes(5, 1, length), generators(1)).double()
+    weights = trunk.state_dict()
+    shorter.load_state_dict({**weights, "places": weights["places"][:, :length]})
+    features, mask = random(1, 3, 6, 5), torch.arange(6).expand(1, 3, 6) < length
+    (state,), (own,) = trunk(features, mask), shorter(features[:, :, :length], mask[:, :, :length])
+    torch.testing.assert_close(state[..., :length, :], own)
 
 
 def test_every_position_sees_every_other_in_one_layer() -> None:

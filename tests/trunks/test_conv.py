@@ -50,6 +50,15 @@ def test_positions_that_are_not_real_count_as_outside(length: int, grid: tuple[i
     torch.testing.assert_close(state[..., real, :], own)
 
 
+def test_a_single_position_is_read_by_the_middle_of_the_kernel() -> None:
+    trunk = Conv([ConvSpec(width=6, shared_depth=1, dropout=0)], TrunkSizes(5, 1, 1, (1, 1)), generators(1))
+    features = random(1, 3, 1, 5)
+    (state,) = trunk(features, torch.ones(1, 3, 1, dtype=torch.bool))
+    x = torch.relu(features[0] @ trunk.first.weight[0, 0] + trunk.first.bias[0])
+    layer = trunk.convolutions[0]
+    torch.testing.assert_close(state[0, 0], x + torch.relu(x @ layer.weight[0, 4] + layer.bias[0]))
+
+
 def test_a_position_sees_as_far_as_the_trunk_is_deep() -> None:
     trunk = Conv([ConvSpec(width=16, shared_depth=2, dropout=0)], TrunkSizes(5, 1, 9), generators(1))
     features, mask = random(1, 1, 9, 5), torch.ones(1, 1, 9, dtype=torch.bool)
