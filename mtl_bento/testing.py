@@ -619,26 +619,6 @@ def _check_states(specs: Sequence[TrunkSpec], sizes: TrunkSizes) -> None:
     _close(forward(features), states, "with dropout 0, training must answer as evaluation does")
 
 
-def _check_alike(stacked: nn.Module, loss: Tensor, alone: nn.Module, own_loss: Tensor, k: int) -> None:
-    """Check that member k's parameters have the gradients that they have alone, and that padding has none."""
-    names = [name for name, _ in stacked.named_parameters()]
-    together = dict(zip(names, _gradients(loss, stacked), strict=True))
-    held = {name for name, _ in alone.named_parameters()}
-    _promise(held <= set(names), f"a member alone has parameters that the stack lacks: {sorted(held - set(names))}")
-    for (name, parameter), gradient in zip(alone.named_parameters(), _gradients(own_loss, alone), strict=True):
-        share = tuple(slice(size) for size in parameter.shape[1:])
-        _close(together[name][k][share], gradient[0], f"{name} of member {k} must have the gradient it has alone")
-        together[name][k][share] = 0
-    rest = [name for name, gradient in together.items() if bool(gradient.any())]
-    _promise(not rest, f"padding must have no gradient, nor what other members own: {rest}")
-
-
-def _gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
-    parameters = list(module.parameters())
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return [gradient.clone() for gradient in gradients]
-
-
 def _check_outputs(specs: Sequence[HeadSpec], fan_in: Sequence[int], inner: int) -> None:
     n, n_outputs = len(specs), 3
     build: Any = HEADS.class_of(type(specs[0]))

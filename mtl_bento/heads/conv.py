@@ -52,7 +52,7 @@ class ConvHead(Head[ConvHeadSpec]):
         outputs, widths = [n_outputs] * len(specs), [spec.width for spec in specs]
         self.length, self.lattice = length, Lattice(length, grid)
         self.linear = StackedLinear(fan_in, outputs, inner=inner, generators=generators)
-        self.first = StackedConvolution(fan_in, widths, lattice=self.lattice, generators=generators)
+        self.first = StackedConvolution(fan_in, widths, offsets=self.lattice.offsets, generators=generators)
         self.second = StackedLinear(widths, outputs, inner=inner, bias=False, generators=generators)
 
     def forward(self, state: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ConvHead(Head[ConvHeadSpec]):
         members, inner, rows, width = state.shape
         # The inner members are rows of one convolution.
         x = state.reshape(members, inner * rows // self.length, self.length, width)
-        hidden = torch.relu(self.lattice.gathered(self.first(self.lattice.spread(x))))
+        hidden = self.lattice.gathered(self.first(self.lattice.spread(x), torch.relu))
         hidden = hidden.reshape(members, inner, rows, hidden.shape[-1])
         outputs: Tensor = self.linear(state) + self.second(hidden)
         return outputs

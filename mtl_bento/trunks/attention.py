@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from mtl_bento.layers import ACTIVATIONS, Dropout, StackedLinear, narrowed, side_by_side, uniform
+from mtl_bento.layers import ACTIVATIONS, Dropout, StackedLinear, narrowed, stacked_product, uniform
 from mtl_bento.spec import MustMatch
 from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
 
@@ -74,16 +74,19 @@ class Layer(nn.Module):
         self.count = len(specs)
 
     def forward(self, x: Tensor, share: Tensor, seen: Tensor, angles: Tensor) -> Tensor:
-        """x [K, B, L, D], share [K, 1, 1, 1], seen [K * B, 1, 1, L], angles [2, L, S / 2] -> the same shape as x."""
+        """x [K, B, L, D], share [K, 1, 1, 1], seen [K * B, 1, 1, L], complex angles [L, 1, S / 2] -> the same as x."""
         x = x + self.dropout.by_row(self._attended(_normalised(x, share), seen, angles))
         return x + self.dropout.by_row(self._hidden(_normalised(x, share)))
 
     def _attended(self, x: Tensor, seen: Tensor, angles: Tensor) -> Tensor:
         members, rows, length, width = x.shape
-        reads = side_by_side(x.view(members, 1, rows * length, width), list(self.reads))  # type: ignore[arg-type]
+        reads: list[Tensor] = [linear.weight for linear in cast(list[StackedLinear], self.reads)]
         made = reads[0].shape[-1]
-        heads = [p.reshape(members * rows, length, made // self.size, self.size).transpose(1, 2) for p in reads]
-        query, key, value = _turned(heads[0], angles), _turned(heads[1], angles), heads[2]  # [K * B, H, L, S]
+        read = stacked_product(x.view(members, 1, rows * length, width), torch.cat(reads, -1), None)
+        read = read.view(members * rows, length, 3, made // self.size, self.size)
+        turned = _turned(read[:, :, :2].flatten(2, 3), angles)  # [K * B, L, 2 * H, S]
+        query, key = (part.transpose(1, 2) for part in turned.chunk(2, 2))  # [K * B, H, L, S]
+        value = read[:, :, 2].transpose(1, 2)
         found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         found = found.transpose(1, 2).reshape(members, 1, rows * length, made)
         out: Tensor = self.writes(found)
@@ -129,7 +132,7 @@ class Attention(Trunk[AttentionSpec]):
         members, (rows, length) = len(self.specs), features.shape[1:3]
         x = self.first(features.flatten(1, 2).unsqueeze(1))  # [K, 1, B * L, D]
         x = x.view(members, rows, length, x.shape[-1]) + self.places.unsqueeze(1)
-        share, angles = self.share.to(x.dtype), self.angles.to(x.dtype)
+        share, angles = self.share.to(x.dtype), torch.view_as_complex(self.angles.to(x.dtype))
         # A row without any position sees all of them instead of none, which would be NaN; its state is zero anyway.
         seen = (mask | ~mask.any(-1, keepdim=True)).expand(members, rows, length)
         for layer in cast(list[Layer], self.layers):
@@ -149,17 +152,17 @@ def _normalised(x: Tensor, share: Tensor) -> Tensor:
 
 
 def _angles(sizes: TrunkSizes, head_size: int) -> Tensor:
-    """Return cosine and sine of the angle of each position and pair of units, [2, L, S / 2]."""
+    """Return cosine and sine of the angle of each position and pair of units, [L, 1, S / 2, 2]."""
     places = torch.arange(sizes.length, dtype=torch.float64).unsqueeze(1)
     sides = [places] if sizes.grid is None else [places // sizes.grid[1], places % sizes.grid[1]]
     n = head_size // 2 // len(sides)
     speeds = SLOWEST ** -(torch.arange(n, dtype=torch.float64) / n)
-    angles = torch.cat([side * speeds for side in sides], 1)
-    return torch.stack([angles.cos(), angles.sin()])
+    angles = torch.cat([side * speeds for side in sides], 1).unsqueeze(1)
+    # Not complex: a module that is moved to another precision would lose its sines.
+    return torch.stack([angles.cos(), angles.sin()], -1)
 
 
 def _turned(x: Tensor, angles: Tensor) -> Tensor:
-    """Return pairs of units turned by their angles: x [..., L, S], angles [2, L, S / 2] -> the same shape as x."""
-    one, other = x.chunk(2, -1)
-    cosine, sine = angles
-    return torch.cat([one * cosine - other * sine, one * sine + other * cosine], -1)
+    """Return pairs of units turned: x [..., L, H, S], complex angles [L, 1, S / 2] -> the same shape as x."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (x.shape[-1] // 2, 2)))
+    return torch.view_as_real(pairs * angles).flatten(-2)

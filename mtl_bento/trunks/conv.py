@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mtl_bento.convolution import Lattice, StackedConvolution
-from mtl_bento.layers import ACTIVATIONS, Dropout, StackedLinear, narrowed
+from mtl_bento.layers import ACTIVATIONS, Dropout, narrowed
 from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
 
 
@@ -37,7 +37,8 @@ class Conv(Trunk[ConvSpec]):
         super().__init__(specs, sizes, generators)
         self.activation = ACTIVATIONS[specs[0].activation]
         self.lattice = Lattice(sizes.length, sizes.grid)
-        self.first = StackedLinear([sizes.n_features] * len(specs), self.widths, generators=generators)
+        inputs = [sizes.n_features] * len(specs)
+        self.first = StackedConvolution(inputs, self.widths, offsets=[0], generators=generators)
         self.convolutions, self.dropouts = nn.ModuleList(), nn.ModuleList()
         self.counts: list[int] = []
         widest = max(self.widths)
@@ -46,7 +47,9 @@ class Conv(Trunk[ConvSpec]):
             widths = [spec.width for spec in held]
             draws = generators[: len(held)]
             self.convolutions.append(
-                StackedConvolution(widths, widths, lattice=self.lattice, generators=draws, padded=(widest, widest))
+                StackedConvolution(
+                    widths, widths, offsets=self.lattice.offsets, generators=draws, padded=(widest, widest)
+                )
             )
             self.dropouts.append(Dropout([spec.dropout for spec in held]))
             self.counts.append(len(held))
@@ -56,16 +59,16 @@ class Conv(Trunk[ConvSpec]):
 
         Where there is no position the state is zero.
         """
-        rows, length = features.shape[1:3]
-        x = self.activation(self.first(features.flatten(1, 2).unsqueeze(1)))  # [K, 1, B * L, D]
+        members, (rows, length) = len(self.specs), features.shape[1:3]
+        x = self.first(features.flatten(1, 2).expand(members, -1, -1), self.activation)  # [K, B * L, D]
         real = self.lattice.spread(mask.unsqueeze(-1).to(x.dtype))  # [K or 1, N, 1]
-        x = self.lattice.spread(x.view(len(self.specs), rows, length, x.shape[-1])) * real
+        x = self.lattice.spread(x.view(members, rows, length, x.shape[-1])) * real
         for level, count in enumerate(self.counts):
             x = narrowed(x, count, partial(self._layer, level, real))
         return [self.lattice.gathered(x).unsqueeze(1)] * self.sizes.n_tasks
 
     def _layer(self, level: int, real: Tensor, x: Tensor) -> Tensor:
         """x [K, N, D] -> the same shape."""
-        change = self.lattice.by_row(self.activation(self.convolutions[level](x)))
+        change = self.lattice.by_row(self.convolutions[level](x, self.activation))
         change = cast(Dropout, self.dropouts[level]).by_row(change).flatten(1, 2)
         return torch.addcmul(x, change, real[: len(x)])

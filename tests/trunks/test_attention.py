@@ -29,10 +29,11 @@ def test_padding_does_not_enter_the_mean_square() -> None:
 
 @pytest.mark.parametrize("grid", [None, (3, 4)])
 def test_turned_queries_and_keys_meet_by_their_distance_alone(grid: tuple[int, int] | None) -> None:
-    query, key = random(1, 16).expand(12, 16), random(2, 16)[1:].expand(12, 16)
-    angles = _angles(TrunkSizes(1, 1, 12, grid), 16)
-    scores = _turned(query, angles) @ _turned(key, angles).T
-    torch.testing.assert_close(_turned(query, angles).norm(dim=-1), query.norm(dim=-1))
+    angles = torch.view_as_complex(_angles(TrunkSizes(1, 1, 12, grid), 16))
+    alike = random(2, 1, 1, 16).repeat(1, 12, 1, 1)  # everywhere the same query, and the same key
+    query, key = _turned(alike, angles)[:, :, 0]
+    scores = query @ key.T
+    torch.testing.assert_close(query.norm(dim=-1), alike[0, :, 0].norm(dim=-1))
     # Two steps on: in a grid of four columns from (0, 0) to (0, 2), and from (1, 1) to (1, 3).
     torch.testing.assert_close(scores[0, 2], scores[5, 7])
     assert (scores[0, 2] - scores[0, 1]).abs() > 1e-3
@@ -45,7 +46,7 @@ def test_a_layer_equals_torchs_attention_of_its_weights() -> None:
     trunk = Attention(specs, TrunkSizes(5, 1, 6), generators(1)).double()
     layer = trunk.layers[0]
     x, mask = random(1, 3, 6, 8), torch.arange(6) < torch.tensor([[6], [3], [1]])
-    turnless = torch.stack([torch.ones(6, 2), torch.zeros(6, 2)]).double()
+    turnless = torch.ones(6, 1, 2, dtype=torch.complex128)
     found = layer._attended(x, mask.view(3, 1, 1, 6), turnless)
     plain = nn.MultiheadAttention(8, 2, batch_first=True).double()
     with torch.no_grad():
@@ -68,6 +69,18 @@ def test_a_position_that_is_not_real_changes_nothing_and_has_a_state_of_zeros() 
     assert not first[0, 0, 0, 4:].any()
     assert not first[0, 0, 1].any()  # a row without positions
     assert first.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_row_with_few_positions_is_what_it_is_in_a_shorter_trunk(length: int) -> None:
+    specs = [AttentionSpec(width=8, dropout=0)]
+    trunk = Attention(specs, TrunkSizes(5, 1, 6), generators(1)).double()
+    shorter = Attention(specs, TrunkSizes(5, 1, length), generators(1)).double()
+    weights = trunk.state_dict()
+    shorter.load_state_dict({**weights, "places": weights["places"][:, :length]})
+    features, mask = random(1, 3, 6, 5), torch.arange(6).expand(1, 3, 6) < length
+    (state,), (own,) = trunk(features, mask), shorter(features[:, :, :length], mask[:, :, :length])
+    torch.testing.assert_close(state[..., :length, :], own)
 
 
 def test_every_position_sees_every_other_in_one_layer() -> None:

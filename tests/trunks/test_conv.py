@@ -25,7 +25,7 @@ def test_a_member_equals_the_torch_network_of_its_weights() -> None:
     features, mask = random(1, 7, 6, 5), torch.ones(1, 7, 6, dtype=torch.bool)
     states = trunk(features, mask)
     assert states[0] is states[1]
-    x = torch.relu(features[0] @ trunk.first.weight[1, 0, :, :4] + trunk.first.bias[1, 0, 0, :4])
+    x = torch.relu(features[0] @ trunk.first.weight[1, 0, :, :4] + trunk.first.bias[1, 0, :4])
     layer = trunk.convolutions[0]
     kernel = layer.weight[1, :, :4, :4].permute(2, 1, 0).unflatten(2, (3, 3))
     images = x.transpose(1, 2).unflatten(2, (2, 3))
@@ -48,6 +48,15 @@ def test_positions_that_are_not_real_count_as_outside(length: int, grid: tuple[i
     shorter.load_state_dict(trunk.state_dict())
     (own,) = shorter(features[:, :, real], mask[:, :, real])
     torch.testing.assert_close(state[..., real, :], own)
+
+
+def test_a_single_position_is_read_by_the_middle_of_the_kernel() -> None:
+    trunk = Conv([ConvSpec(width=6, shared_depth=1, dropout=0)], TrunkSizes(5, 1, 1, (1, 1)), generators(1))
+    features = random(1, 3, 1, 5)
+    (state,) = trunk(features, torch.ones(1, 3, 1, dtype=torch.bool))
+    x = torch.relu(features[0] @ trunk.first.weight[0, 0] + trunk.first.bias[0])
+    layer = trunk.convolutions[0]
+    torch.testing.assert_close(state[0, 0], x + torch.relu(x @ layer.weight[0, 4] + layer.bias[0]))
 
 
 def test_a_position_sees_as_far_as_the_trunk_is_deep() -> None:
