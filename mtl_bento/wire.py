@@ -376,7 +376,8 @@ def _pairs(got: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, An
     """Yield (path, value, expected value) of all leaves of two answers."""
     if isinstance(got, dict) and isinstance(wanted, dict):
         # The listed probabilities are the ten likeliest: the tenth may be another at a tie.
-        keys = got.keys() & wanted.keys() if path == "probabilities" else got.keys() | wanted.keys()
+        both = dict.fromkeys([*wanted, *got])
+        keys = [key for key in both if key in got and key in wanted] if path == "probabilities" else list(both)
         for key in keys:
             yield from _pairs(got.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
     elif isinstance(got, list) and isinstance(wanted, list) and len(got) == len(wanted):

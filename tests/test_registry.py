@@ -59,17 +59,17 @@ def test_our_own_kinds_are_registered_by_their_folder() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_and_all_there_are() -> None:
-    with pytest.raises(UnknownKindError, match=r"There is no trunk 'mpl'; did you mean 'mlp'\? Allowed: mlp, .*tabm"):
+    with pytest.raises(UnknownKindError, match=r"There is no trunk 'mpl'; did you mean 'mlp'\? Allowed: .*mlp, .*tabm"):
         TRUNKS.parse({"kind": "mpl"})
 
 
 def test_an_unknown_kind_that_is_near_nothing_is_refused_in_whole_sentences() -> None:
-    with pytest.raises(UnknownKindError, match=r"There is no trunk 'zzz'\. Allowed: mlp, "):
+    with pytest.raises(UnknownKindError, match=r"There is no trunk 'zzz'\. Allowed: .*mlp, "):
         TRUNKS.parse({"kind": "zzz"})
 
 
 def test_a_spec_without_a_kind_is_refused() -> None:
-    with pytest.raises(UnknownKindError, match=r"There is no trunk 'None'.* Allowed: mlp"):
+    with pytest.raises(UnknownKindError, match=r"There is no trunk 'None'.* Allowed: .*mlp"):
         TRUNKS.parse({})
 
 
