@@ -8,7 +8,7 @@ Letters: K members, M TabM's inner members, B rows, L positions, F features, D w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from mtl_bento.columns._base import Column
+from mtl_bento.columns.image import ImageColumn
+from mtl_bento.columns.text import TextColumn
 from mtl_bento.columns.vector import VectorColumn
 from mtl_bento.encoders._base import ENCODERS, Encoder, PositionsSpec, mean_of_real
 from mtl_bento.layers import uniform
@@ -153,3 +155,23 @@ def sample_rows(n: int) -> tuple[dict[str, tuple[Column, ...]], dict[str, np.nda
     labels = np.where((tokens < 0) | (rng.random((n, LENGTH)) < 0.2), np.nan, np.sin(tokens)).astype(np.float32)
     columns: dict[str, tuple[Column, ...]] = {BLOCK: (VectorColumn(name="places", size=LENGTH),)}
     return columns, {BLOCK: tokens}, SampleCells(RegressionSpec(name="cells")), labels
+
+
+def _pictures(n: int) -> tuple[tuple[Column, ...], np.ndarray]:
+    """Return pictures of noise of 8 x 12 pixels, some missing, read as they are on a grid of 2 x 3."""
+    column = ImageColumn(name="photo", backbone="pixels", size=(8, 12), grid=(2, 3))
+    values = np.random.default_rng(4).integers(0, 256, (n, column.n_features), dtype=np.uint8)
+    values[:, -1] = 1
+    values[::7] = 0
+    return (column,), values
+
+
+def _texts(n: int) -> tuple[tuple[Column, ...], np.ndarray]:
+    """Return texts of up to six words, some empty, of eight known words and others."""
+    column = TextColumn(name="note", backbone="tokens", length=LENGTH, vocabulary=tuple("abcdefgh"))
+    _, blocks, _, _ = sample_rows(n)
+    return (column,), blocks[BLOCK]
+
+
+OWN_ROWS: dict[str, Callable[[int], tuple[tuple[Column, ...], np.ndarray]]] = {"image": _pictures, "text": _texts}
+"""Columns and values of the blocks that a column has to itself, by kind."""

@@ -35,7 +35,7 @@ from mtl_bento.errors import SchemaError
 from mtl_bento.heads._base import HEADS, HeadSpec
 from mtl_bento.network import Inputs, Network, NetworkSpec, stacks
 from mtl_bento.registry import Registry
-from mtl_bento.samples import BLOCK, SampleTrunkSpec, sample_rows
+from mtl_bento.samples import BLOCK, OWN_ROWS, SampleTrunkSpec, sample_rows
 from mtl_bento.schema import Schema
 from mtl_bento.spec import Spec
 from mtl_bento.tasks._base import TASKS, Task, TaskSpec
@@ -149,16 +149,20 @@ def check_encoder(
     _check_refusals(spec, lambda specs: sample_members(dataset, encoders=specs), dataset)
 
 
-def check_backbone(backbone: type[BackboneSpec] | BackboneSpec) -> None:
+def check_backbone(backbone: type[BackboneSpec] | BackboneSpec, *, size: tuple[int, int] = (48, 64)) -> None:
     """Raise BrokenPromiseError unless a backbone keeps its promises, with the weights that its spec names.
 
     A map [B, D, r, c] of pictures or features [B, L, D] of texts, finite, the same each time; rows that do not see each
     other, and what stands beyond a text not seen; no gradient; alike when built anew from its state, as a service does.
+
+    Args:
+        backbone: the spec or its class.
+        size: rows and columns of pixels of the pictures that it is given.
     """
     spec = check_spec(backbone, BACKBONES)
     backbone_class: Any = BACKBONES.class_of(type(spec))
     built: Backbone[Any] = backbone_class.pretrained(spec)
-    values = {"image": _sample_pixels, "text": _sample_tokens}[spec.modality](built)
+    values = _sample_pixels(size) if spec.modality == "image" else _sample_tokens(built.n_tokens or 50)
     real = values >= 0 if spec.modality == "text" else torch.ones(len(values), dtype=torch.bool)
     frozen = not built.training and not any(parameter.requires_grad for parameter in built.parameters())
     _promise(frozen, "a backbone must come in evaluation mode, without gradients")
@@ -376,6 +380,9 @@ def _sample(
 ) -> tuple[Dataset, np.ndarray]:
     """Return the sample dataset, of one block where `only` names its kind, and that block's values (or any block's)."""
     n, rng = 120, np.random.default_rng(0)
+    if only in OWN_ROWS:
+        own, values = OWN_ROWS[only](n)
+        return _problem({only: own}, {only: values}, dtype=dtype), values
     holes = rng.random((2, n)) < 0.1
     table = pa.table(
         {
@@ -684,15 +691,13 @@ def _check_features(specs: Sequence[EncoderSpec], inputs: Inputs, values: np.nda
     return int(encoder.length)
 
 
-def _sample_pixels(backbone: Backbone[Any]) -> Tensor:
-    rows, columns = max(48, backbone.smallest), max(64, backbone.smallest)
-    return torch.randint(0, 256, (4, rows, columns, 3), generator=Generator().manual_seed(7)).to(torch.uint8)
+def _sample_pixels(size: tuple[int, int]) -> Tensor:
+    return torch.randint(0, 256, (4, *size, 3), generator=Generator().manual_seed(7)).to(torch.uint8)
 
 
-def _sample_tokens(backbone: Backbone[Any]) -> Tensor:
+def _sample_tokens(n_tokens: int) -> Tensor:
     """Return four texts: of six tokens, five, one, and none."""
-    most = backbone.n_tokens or 50
-    tokens = torch.randint(0, most, (4, 6), generator=Generator().manual_seed(7))
+    tokens = torch.randint(0, n_tokens, (4, 6), generator=Generator().manual_seed(7))
     return torch.where(torch.arange(6) < torch.tensor([[6], [5], [1], [0]]), tokens, -1)
 
 

@@ -16,6 +16,7 @@ from mtl_bento.errors import RunError, SpecError
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
+from mtl_bento_search.features import FOLDER, FeatureCache
 from mtl_bento_search.finish import finish
 from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
@@ -87,14 +88,24 @@ def search(
     if spec.data is None and data is None:
         raise SpecError("There is no data; give a table.")
     progress = progress or Progress()
+    source = data if data is not None else spec.data.train if isinstance(spec.data, DataSpec) else spec.data
+    place = Path(out) if out is not None else Path("runs") / table_name(source)
     try:
-        problem = make_problem(spec, data=data, valid=valid, test=test, device=pick_device(device))
+        with progress:
+            problem = make_problem(
+                spec,
+                data=data,
+                valid=valid,
+                test=test,
+                device=pick_device(device),
+                progress=progress.prepared,
+                cache=FeatureCache(place.parent / FOLDER),
+            )
     except torch.OutOfMemoryError:
         raise SpecError(
             "The table does not fit into the memory of the device; give --device cpu, or a part of it."
         ) from None
-    source = data if data is not None else spec.data.train if isinstance(spec.data, DataSpec) else spec.data
-    folder = Folder(Path(out) if out is not None else Path("runs") / table_name(source))
+    folder = Folder(place)
     make_space(problem, spec)  # raises before anything is written
     with folder.locked(), answering(storage):
         return _searched(spec, problem, folder, storage, sampler, pruner, callbacks, progress, started)

@@ -19,7 +19,7 @@ import torch
 from optuna.trial import TrialState
 
 from mtl_bento.columns._base import COLUMNS
-from mtl_bento.encoders._base import ENCODERS
+from mtl_bento.encoders._base import ENCODERS, kind_of
 from mtl_bento.heads._base import HEADS
 from mtl_bento.model import Model
 from mtl_bento.network import Trained
@@ -169,6 +169,8 @@ def requirements(problem: Problem, members: Sequence[Trained]) -> list[str]:
     origins = {registry.origin(kind) for registry, kind in held}
     needed = {name: version(name) for column in problem.schema.columns for name in column.requires}
     needed |= dict(found for found in origins if found is not None)
+    for block, columns in problem.schema.blocks.items():
+        needed |= ENCODERS.class_of(ENCODERS.spec_class(kind_of(block))).needs(columns)
     return sorted(f"{name}=={pinned}" for name, pinned in needed.items())
 
 

@@ -14,6 +14,9 @@ from rich.table import Table
 class Progress:
     """Silence; subclasses show something."""
 
+    def prepared(self, block: str, done: int, n: int) -> None:
+        """A backbone has read `done` of `n` rows of a block of pictures or texts."""
+
     def phase(self, name: str, detail: str = "") -> None:
         """A phase begins."""
 
@@ -43,8 +46,18 @@ class Terminal(Progress):
     ) -> None:
         self.console, self.timeout_s, self.n_trials = console, timeout_s, n_trials
         self._start = time.monotonic() - elapsed_s
-        self._phase, self._detail, self._told, self._best = "", "", 0, None  # type: tuple[str, str, int, float | None]
+        self._phase, self._detail, self._told, self._best = "reading", "", 0, None  # type: tuple[str, str, int, float | None]
+        self._said: set[str] = set()
         self._live = Live(get_renderable=self._view, console=console, transient=True, refresh_per_second=2)
+
+    def prepared(self, block: str, done: int, n: int) -> None:
+        """Show how far the features are."""
+        name = block.partition(":")[2] or block
+        if self.console.is_terminal:
+            self._phase, self._detail = "features", f"{name}: {bar_text(done / n)} {done:,} of {n:,} rows"
+        elif name not in self._said:
+            self._said.add(name)
+            self.console.print(f"features {name}, {n:,} rows", highlight=False)
 
     def phase(self, name: str, detail: str = "") -> None:
         """Show the phase."""
@@ -90,6 +103,12 @@ class Terminal(Progress):
 def wide_console() -> Console:
     """Return a console for tables: as wide as the terminal, 110 columns where the output goes elsewhere."""
     return Console() if Console().is_terminal else Console(width=110)
+
+
+def bar_text(share: float, *, width: int = 24) -> str:
+    """Return a bar of `width` characters, filled to a share."""
+    filled = int(share * width)
+    return "━" * filled + "─" * (width - filled)
 
 
 def clock_text(seconds: float) -> str:

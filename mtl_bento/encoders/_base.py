@@ -97,6 +97,12 @@ class Encoder(Stacked, Generic[AnySpec]):
         Weights of a frozen backbone are named "backbone.<name>".
         """
 
+    @classmethod
+    def needs(cls, columns: Sequence[Column]) -> dict[str, str]:
+        """Return the distributions that reading columns of those needs, by version, besides the project's own."""
+        del columns
+        return {}
+
     @abstractmethod
     def prepare(self, values: Tensor) -> Tensor:
         """Return what can be computed once per row, whatever the spec: [B, C] -> [B, C'], or [B, L, D] by position.

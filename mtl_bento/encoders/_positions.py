@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
@@ -76,6 +77,14 @@ class BackboneEncoder(Encoder[AnyPositions]):
         mean, spread = _moments(cls, column, values[:: -(-len(values) // SAMPLE) or 1], backbone)
         state = {f"{BACKBONE}{name}": value for name, value in backbone.state_dict().items()}
         return {"mean": mean, "spread": spread, **state}
+
+    @classmethod
+    def needs(cls, columns: Sequence[Column]) -> dict[str, str]:
+        """Return the distributions of the backbone's kind, where it comes from elsewhere, and of what it needs."""
+        (column,) = columns
+        brought = BACKBONES.origin(cls.backbone_of(column).kind)
+        needed = {name: version(name) for name in cls.backbone_class(column).requires}
+        return needed | (dict([brought]) if brought is not None else {})
 
     def prepare(self, values: Tensor) -> Tensor:
         """Cells [B, C] -> standardised features [B, L, D], NaN where there is no position."""
