@@ -30,6 +30,8 @@ CELLS: list[Any] = [
     pa.array(["Take me to Boston, please!", None, "", "去波士顿 😀", "Ça va? Нет."] * 5),
 ]
 """Columns of several kinds; each kind of input takes at least one of them."""
+OPTIONS = {"text": {"backbone": "tokens"}}
+"""What a kind is asked for where its default needs a package that may not be installed."""
 
 
 def fitted(kind: str) -> list[tuple[Column, Any]]:
@@ -38,7 +40,8 @@ def fitted(kind: str) -> list[tuple[Column, Any]]:
     for cells in CELLS:
         values = pa.chunked_array([cells])
         try:
-            found.append((COLUMNS.class_of(COLUMNS.spec_class(kind)).fit("列 'x'", values), values))
+            column = COLUMNS.class_of(COLUMNS.spec_class(kind))
+            found.append((column.chosen("列 'x'", values, OPTIONS.get(kind, {})), values))
         except SchemaError:
             continue
     assert found, f"add cells for {kind!r} to CELLS"
