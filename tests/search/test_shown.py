@@ -136,14 +136,13 @@ def test_truths_have_the_form_of_answers_and_answers_are_the_models(run: Run, pr
                 assert row["truth"] == cell
 
 
-def test_the_best_are_those_that_lose_least_and_have_something_to_find(run: Run, problem: Problem) -> None:
+def test_the_best_are_those_that_lose_least_and_have_something_to_find(run: Run) -> None:
     place = by_task(run)["place"]["rows"]
     assert all(row["truth"] is not None for row in place if row["why"] == "best")
     colour = by_task(run)["colour"]
     sure = {why: [r for r in colour["rows"] if r["why"] == why] for why in ("best", "worst")}
     assert all(row["answer"]["value"] == row["truth"] for row in sure["best"])
     assert json.dumps(run.result["shown"], allow_nan=False)
-    del problem
 
 
 class Answers:
