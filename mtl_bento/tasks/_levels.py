@@ -173,7 +173,7 @@ def typed(levels: tuple[Label, ...], kind: pa.DataType) -> pa.Array:
 
 
 def log_shares(labels: np.ndarray, weights: np.ndarray, *, n_levels: int) -> np.ndarray:
-    """Return the log of each level's share [C], as if each had been seen half a time more: finite where one is absent."""
+    """Return the log of each level's share [C], each counted half a time more: finite where one is absent."""
     counts = np.bincount(labels.astype(np.int64), weights=weights, minlength=n_levels) + 0.5
     return np.asarray(np.log(counts / counts.sum()))
 
