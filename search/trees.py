@@ -442,23 +442,23 @@ class _Builder:
         self._sets: dict[tuple[int, bytes], int] = {}
 
     def add(self, tree: dict[str, np.ndarray]) -> int:
-        """Add a tree and return its root. The children of split j are the nodes 1 + 2j and 2 + 2j after it."""
+        """Add a tree and return its root. The right and the left child of split j are 1 + 2j and 2 + 2j nodes later."""
         n_splits, root = int(tree["num_leaves"][0]) - 1, self._n
         nodes = np.zeros(2 * n_splits + 1, dtype=NODE)
-        nodes["left"] = root + np.arange(len(nodes))  # of a leaf
-        nodes["threshold"], nodes["kind"] = np.inf, -1
+        nodes["right"] = root + np.arange(len(nodes))
+        nodes["kind"] = -1  # leaves, until one is a split
         self._n += len(nodes)
         self._nodes.append(nodes)
         if not n_splits:
             nodes["value"] = tree["leaf_value"][0]
             return root
-        children = np.stack([tree["left_child"], tree["right_child"]], 1).astype(np.int64)
+        children = np.stack([tree["right_child"], tree["left_child"]], 1).astype(np.int64)
         below = 1 + np.arange(2 * n_splits).reshape(-1, 2)  # where the children lie
         leaf = children < 0
         nodes["value"][below[leaf]] = tree["leaf_value"][~children[leaf]]
         place = np.zeros(n_splits, dtype=np.int64)  # of each split
         place[children[~leaf]] = below[~leaf]
-        nodes["left"][place] = root + below[:, 0]
+        nodes["right"][place] = root + below[:, 0]
         decision = tree["decision_type"].astype(np.int64)
         by_set = decision & 1 > 0
         nodes["kind"][place] = by_set
@@ -491,23 +491,23 @@ class _Builder:
         arrays = {
             "number_source": np.array([feature for feature, _ in self._numbers], dtype=np.int32),
             "number_zero": np.array([flag >> 1 == MISSING_ZERO for flag in flags], dtype=bool),
-            "number_default": np.array([_stands_for_missing(flag) for flag in flags], dtype=np.float32),
+            "number_missing": np.array([(2 - (flag & 1)) * (flag > 1) for flag in flags], dtype=np.int8),
             "set_source": np.array([feature for feature, _ in self._sets], dtype=np.int32),
             "set_start": (np.cumsum(sizes) - sizes).astype(np.int32),
             "set_words": sizes,
             "words": np.concatenate([*words, np.zeros(0, dtype=np.int32)]),
             "column": column.astype(np.int32),
             "threshold": nodes["threshold"],
-            "left": nodes["left"],
+            "right": nodes["right"],
             "value": nodes["value"],
             "roots": roots,
-            "depth": np.array(_depth(nodes["left"], nodes["kind"], roots.ravel()), dtype=np.int32),
+            "depth": np.array(_depth(nodes["right"], nodes["kind"], roots.ravel()), dtype=np.int32),
             "bias": bias,
         }
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
-NODE = np.dtype([("column", "i4"), ("threshold", "f4"), ("left", "i4"), ("value", "f8"), ("kind", "i1")])
+NODE = np.dtype([("column", "i4"), ("threshold", "f4"), ("right", "i4"), ("value", "f8"), ("kind", "i1")])
 """A node as it is collected; its kind is -1 for a leaf, 0 for a number, 1 for a set."""
 MISSING_ZERO = 1
 """LightGBM's types of missing: 0 none, 1 zeros and NaN, 2 NaN."""
@@ -520,18 +520,11 @@ def _down(thresholds: np.ndarray) -> np.ndarray:
     return np.where(narrow > thresholds, np.nextafter(narrow, np.float32(-np.inf)), narrow)
 
 
-def _stands_for_missing(flag: int) -> float:
-    """Return the number that a split sends where it sends missing cells; 0 where it knows none."""
-    if not flag >> 1:
-        return 0.0
-    return -np.inf if flag & 1 else np.inf
-
-
-def _depth(left: np.ndarray, kind: np.ndarray, roots: np.ndarray) -> int:
+def _depth(right: np.ndarray, kind: np.ndarray, roots: np.ndarray) -> int:
     """Return how many splits there are at most on the way to a leaf."""
     depth, level = 0, roots[kind[roots] >= 0]
     while len(level):
-        depth, below = depth + 1, np.concatenate([left[level], left[level] + 1])
+        depth, below = depth + 1, np.concatenate([right[level], right[level] + 1])
         level = below[kind[below] >= 0]
     return depth
 
