@@ -21,6 +21,8 @@ ZERO = 1e-35
 """Numbers of at most this size are zero to LightGBM (`kZeroThreshold`)."""
 CELLS = 2**22
 """Numbers that are held at once for some rows: columns, and places in all trees."""
+CACHED = 2**16
+"""The same on a CPU, where what stays in its cache is twice as fast."""
 FARTHEST = 2.0**31 - 128
 """The largest float32 that is a category: beyond it there is none."""
 
@@ -59,7 +61,8 @@ class Forest:
 
         They are in the space of the head's outputs: `Task.activate` makes them answers.
         """
-        at_once = max(1, CELLS // max(self._n_columns, self.n_trees, 1))
+        cells = CACHED if features.device.type == "cpu" else CELLS
+        at_once = max(1, cells // max(self._n_columns, self.n_trees, 1))
         return torch.cat([self._margins(rows.float()) for rows in features.split(at_once)])
 
     @property

@@ -163,11 +163,14 @@ class _Turns:
         """End all trials now."""
         self._ended = True
 
+    def _has_ended(self) -> bool:
+        return self._ended
+
     def work(self) -> None:
         """Train one trial after another until none is wanted."""
         try:
             while (study := self._next()) is not None:
-                if study.trial(self._over) and self._progress is not None:
+                if study.trial(self._over if study.n_trials else self._has_ended) and self._progress is not None:
                     self._progress(study.task.name, study.n_trials, study.loss)
                 with self._lock:
                     self._idle.append(study)
@@ -216,8 +219,8 @@ class _Study:
         self._fewest = min(int((self._weights[train] > 0).sum()) for train in splits)
         self._parts = [self._in_parts(train, round(1 / STOP_SHARE), s) for s, train in enumerate(splits)]
         validated = np.concatenate([valid for _, valid in problem.protocol.splits])
-        self._crossed = np.setdiff1d(problem.protocol.learned, validated)
-        """Training rows that validate in no split."""
+        self._crossed = np.setdiff1d(splits[0], validated)
+        """Training rows that validate in no split: those of a holdout."""
         self._sets: dict[int, list[tuple[Any, Any]]] = {}
         self._best: _Best | None = None
         with warnings.catch_warnings():
@@ -242,11 +245,11 @@ class _Study:
         return [name for name in DEFAULTS if self._categorical or name not in FOR_CATEGORIES]
 
     def trial(self, over: Callable[[], bool]) -> bool:
-        """Train one trial and return True; False where the time ended it, which the first trial does not heed."""
+        """Train one trial and return True; False where the time ended it."""
         start = time.monotonic()
         trial = self._study.ask()
         params = self._suggest(trial)
-        grown = self._grow(params, over if self.n_trials else lambda: False)
+        grown = self._grow(params, over)
         if grown is not None:
             boosters, rounds = grown
             answered = [
@@ -373,29 +376,35 @@ class _Study:
         self._sets.clear()
         splits = self._problem.protocol.splits
         rounds = max(1, round(best.rounds * MORE_ROUNDS))
-        forests = tuple(self._forest(best.params, train, rounds) for train, _ in splits)
-        margins = np.mean([self._margins(forest, np.arange(len(self._x))) for forest in forests], axis=0)
-        for forest, (_, valid) in zip(forests, splits, strict=True):
-            margins[valid] = self._margins(forest, valid)
-        train = splits[0][0]
-        part = self._in_parts(train, CROSS, "cross")
-        crossed = np.isin(train, self._crossed)
-        for p in range(CROSS if crossed.any() else 0):
-            rows = train[(part == p) & crossed]
-            margins[rows] = self._margins(self._forest(best.params, train[part != p], best.rounds), rows)
+        boosters = [self._trained(best.params, train, rounds) for train, _ in splits]
+        margins = np.empty((len(self._x), len(self._constant(splits[0][0]))))
+        seen = [self._crossed, *(valid for _, valid in splits)]
+        others = np.setdiff1d(np.arange(len(self._x)), np.concatenate(seen))
+        pairs = list(zip(boosters, splits, strict=True))
+        margins[others] = np.mean([self._raw(booster, train, others, rounds) for booster, (train, _) in pairs], axis=0)
+        for booster, (train, valid) in pairs:
+            margins[valid] = self._raw(booster, train, valid, rounds)
+        self._cross(margins, best)
         judged = self._loss(np.concatenate([margins[valid] for _, valid in splits]))
+        forests = tuple(compile(b, self.task.name, bias=self._constant(train)) for b, (train, _) in pairs)
         params = best.params | {"rounds": rounds}
         return Trees(self.task.name, forests, margins.astype(np.float32), params, judged, self.n_trials)
 
-    def _forest(self, params: dict[str, Any], rows: np.ndarray, rounds: int) -> Forest:
+    def _cross(self, margins: np.ndarray, best: _Best) -> None:
+        """Set the margins of training rows that validate in no split, each by a booster that did not learn it."""
+        train = self._problem.protocol.splits[0][0]
+        part, crossed = self._in_parts(train, CROSS, "cross"), np.isin(train, self._crossed)
+        for p in range(CROSS if crossed.any() else 0):
+            rows, learned = train[(part == p) & crossed], train[part != p]
+            booster = self._trained(best.params, learned, best.rounds)
+            margins[rows] = self._raw(booster, learned, rows, best.rounds)
+
+    def _trained(self, params: dict[str, Any], rows: np.ndarray, rounds: int) -> Any:
         booster = self._booster(params, self._set(rows, int(params["max_bin"])))
         for _ in range(rounds):
             if booster.update():
                 break
-        return compile(booster, self.task.name, bias=self._constant(rows))
-
-    def _margins(self, forest: Forest, rows: np.ndarray) -> np.ndarray:
-        return forest.margins(torch.from_numpy(self._x[rows])).numpy()
+        return booster
 
     def _in_parts(self, rows: np.ndarray, n_parts: int, *names: Any) -> np.ndarray:
         """Return the part of each row, from 0, at random: every part has its share of each label."""

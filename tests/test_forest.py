@@ -118,7 +118,7 @@ def test_rows_in_pieces_answer_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -
     x = torch.from_numpy(table(4))
     forest = compile_booster(grown(table(4), 4), "y")
     whole = forest.margins(x)
-    monkeypatch.setattr("mtl_bento.forest.CELLS", 1)
+    monkeypatch.setattr("mtl_bento.forest.CACHED", 1)
     assert torch.equal(forest.margins(x), whole)
 
 

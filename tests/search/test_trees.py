@@ -83,7 +83,7 @@ def test_each_validation_row_is_answered_by_the_forest_that_did_not_learn_it(
     for trees in found:
         assert len(trees.forests) == len(made.protocol.splits) == 5
         for forest, (_, valid) in zip(trees.forests, made.protocol.splits, strict=True):
-            np.testing.assert_array_equal(trees.margins[valid], forest.margins(rows[valid]).numpy())
+            np.testing.assert_allclose(trees.margins[valid], forest.margins(rows[valid]).numpy(), rtol=0, atol=1e-6)
         test = made.protocol.test
         mean = torch.stack([forest.margins(rows[test]) for forest in trees.forests]).mean(0)
         np.testing.assert_allclose(trees.margins[test], mean.numpy(), atol=1e-6)
@@ -155,7 +155,7 @@ def test_training_rows_of_a_holdout_are_answered_by_boosters_that_did_not_learn_
     learned = trees.forests[0].margins(features(made)).numpy()
     assert judged(made, 0, learned[train], train) < judged(made, 0, trees.margins[train], train)
     assert judged(made, 0, trees.margins[train], train) > 0.97
-    np.testing.assert_array_equal(trees.margins[valid], learned[valid])
+    np.testing.assert_allclose(trees.margins[valid], learned[valid], rtol=0, atol=1e-6)
 
 
 def test_a_holdouts_margins_on_training_rows_are_as_good_as_on_others() -> None:
