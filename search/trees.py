@@ -35,7 +35,8 @@ from mtl_bento_search.problem import Problem
 
 FEWEST = 20
 """Labelled training rows of a split below which a task has no trees."""
-MOST_ROUNDS = 3000
+MOST_TREES = 4000
+"""Trees of a forest, those of all outputs together: every answer descends them all."""
 STOP_SHARE = 0.15
 """Share of the training rows that says when to stop."""
 MORE_ROUNDS = 1.1
@@ -266,7 +267,7 @@ class _Study:
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         params: dict[str, Any] = {
-            "learning_rate": trial.suggest_float("learning_rate", 0.01, 0.3, log=True),
+            "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.3, log=True),
             "num_leaves": trial.suggest_int("num_leaves", 3, 256 if self._fewest >= 2000 else 64, log=True),
             "min_child_samples": trial.suggest_int("min_child_samples", 1, 200, log=True),
             "min_sum_hessian": trial.suggest_float("min_sum_hessian", 1e-3, 10.0, log=True),
@@ -293,7 +294,7 @@ class _Study:
             booster.add_valid(stopping, "stop")
         patience = int(np.clip(4 / params["learning_rate"] + 10, 20, 300))
         best, best_rounds = np.inf, 1
-        for done in range(1, MOST_ROUNDS + 1):
+        for done in range(1, max(1, MOST_TREES // self.task.n_outputs) + 1):
             if over():
                 return None
             exhausted = [booster.update() for booster in boosters]
@@ -354,7 +355,7 @@ class _Study:
     def _raw(self, booster: Any, learned: np.ndarray, rows: np.ndarray, rounds: int) -> np.ndarray:
         """Return raw scores [B, O] of a booster of rows `learned` on rows [B]."""
         if not len(rows):
-            return np.empty((0, len(self._constant(learned))))
+            return np.empty((0, self.task.n_outputs))
         raw = booster.predict(self._x[rows], raw_score=True, num_iteration=rounds, num_threads=self._threads)
         return np.asarray(raw.reshape(len(rows), -1) + self._constant(learned))
 
@@ -377,7 +378,7 @@ class _Study:
         splits = self._problem.protocol.splits
         rounds = max(1, round(best.rounds * MORE_ROUNDS))
         boosters = [self._trained(best.params, train, rounds) for train, _ in splits]
-        margins = np.empty((len(self._x), len(self._constant(splits[0][0]))))
+        margins = np.empty((len(self._x), self.task.n_outputs))
         seen = [self._crossed, *(valid for _, valid in splits)]
         others = np.setdiff1d(np.arange(len(self._x)), np.concatenate(seen))
         pairs = list(zip(boosters, splits, strict=True))

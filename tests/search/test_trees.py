@@ -24,7 +24,7 @@ pytest.importorskip("lightgbm")
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    monkeypatch.setattr(trees_module, "MOST_ROUNDS", 60)
+    monkeypatch.setattr(trees_module, "MOST_TREES", 60)
 
 
 def frame(n: int = 240, *, seed: int = 0, **columns: Any) -> pa.Table:
@@ -69,7 +69,7 @@ def judged(made: Problem, t: int, margins: np.ndarray, rows: np.ndarray) -> floa
 def folds() -> tuple[Problem, tuple[Trees, ...]]:
     made = problem(frame())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trees_module, "MOST_ROUNDS", 60)
+        patch.setattr(trees_module, "MOST_TREES", 60)
         found = tuned(made)
     assert all(trees is not None for trees in found)
     return made, tuple(trees for trees in found if trees is not None)
