@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, cast
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import Column
-from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, kind_of, mean_of_real
+from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, has_positions, kind_of, mean_of_real
 from mtl_bento.errors import SpecError, listing
 from mtl_bento.heads._base import HEADS, Head, HeadSpec, Pooling
 from mtl_bento.layers import PerMember, Random, Stacked
@@ -29,6 +30,9 @@ from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
 AnyEncoder = Annotated[EncoderSpec, BeforeValidator(ENCODERS.parse), SerializeAsAny()]
 AnyTrunk = Annotated[TrunkSpec, BeforeValidator(TRUNKS.parse), SerializeAsAny()]
 AnyHead = Annotated[HeadSpec, BeforeValidator(HEADS.parse), SerializeAsAny()]
+
+MEAN_ROWS = 128
+"""Rows of a block with positions whose features are held at once, where only their mean is wanted."""
 
 
 class NetworkSpec(Spec):
@@ -64,6 +68,48 @@ class Inputs:
         """Return an encoder of a block for one member with the defaults: what it prepares is the same for all."""
         spec: Any = ENCODERS.spec_class(kind_of(block))
         return cast(Encoder[Any], _build(ENCODERS, [spec()], self.columns[block], self.fitted[block], [Generator()]))
+
+    def features(self, encoded: Mapping[str, Tensor], prepared: Sequence[Tensor]) -> Tensor:
+        """Return what trees read of rows, float32 [B, F], NaN where missing, on the device of what is prepared.
+
+        Encoded blocks [B, C] side by side as they are, -1 of a category as NaN; of a block with positions, whose
+        `prepared` [B, L, D] is read, the mean of its features over real positions. Tokens whose meaning each network
+        learns for itself have none.
+        """
+        parts = []
+        for (block, columns), rows in zip(self.columns.items(), prepared, strict=True):
+            if has_positions(block):
+                parts.append(self._means(block, rows))
+            else:
+                values = encoded[block].to(rows.device)
+                parts.append(values.float() if columns[0].dtype != np.int64 else _codes(values))
+        return torch.cat(parts, 1)
+
+    def categorical(self) -> list[int]:
+        """Return which of the columns that `features` returns hold categories."""
+        places: list[int] = []
+        start = 0
+        for block, columns in self.columns.items():
+            width = self._n_means(block) if has_positions(block) else sum(column.n_features for column in columns)
+            if not has_positions(block) and columns[0].dtype == np.int64:
+                places += range(start, start + width)
+            start += width
+        return places
+
+    def _n_means(self, block: str) -> int:
+        encoder = self.encoder(block)
+        return 0 if list(encoder.parameters()) else encoder.n_features
+
+    def _means(self, block: str, prepared: Tensor) -> Tensor:
+        """Return the mean features of a block with positions, [B, L, D] -> [B, F]; NaN where no position is real."""
+        encoder = self.encoder(block).to(device=prepared.device, dtype=prepared.dtype)
+        if list(encoder.parameters()):
+            return prepared.new_zeros(len(prepared), 0)
+        means = []
+        for rows in prepared.split(MEAN_ROWS):
+            features, mask = encoder.unfold(rows)
+            means.append(mean_of_real(features, mask).masked_fill(~mask.any(-1, keepdim=True), torch.nan))
+        return torch.cat(means).float()
 
     def main(self, lengths: Mapping[str, int], tasks: Sequence[Task[Any]]) -> str | None:
         """Return the block whose positions a trunk reads, of those with `lengths` above 0; None where there is none.
@@ -443,6 +489,11 @@ def _joined(features: Sequence[Tensor]) -> Tensor:
         return features[0]  # `cat` would copy it
     members = max(part.shape[0] for part in features)
     return torch.cat([part.expand(members, *part.shape[1:]) for part in features], -1)
+
+
+def _codes(values: Tensor) -> Tensor:
+    """Return codes of categories as float32, NaN for -1."""
+    return values.float().masked_fill(values < 0, torch.nan)
 
 
 def positional_trunks() -> list[str]:

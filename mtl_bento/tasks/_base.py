@@ -8,7 +8,8 @@ Letters: K members, M TabM's inner members, B rows, L positions, O outputs of a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -39,6 +40,18 @@ class TaskSpec(Spec):
 
 
 AnySpec = TypeVar("AnySpec", bound=TaskSpec)
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """How gradient-boosted trees learn a task: what LightGBM is told, and labels as it reads them."""
+
+    parameters: dict[str, Any]
+    """`objective`, `metric` (the task's loss, by LightGBM's name), and what else they need."""
+    labels: np.ndarray
+    """[B] float64; any number where the label is missing."""
+    constant: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """labels [B], weights [B] -> the best constant outputs [O], float64; finite where a class is absent."""
 
 
 class Task(ABC, Generic[AnySpec]):
@@ -151,6 +164,11 @@ class Task(ABC, Generic[AnySpec]):
         weight = label_weights.to(losses.dtype)
         # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
         return (losses.mean(1) * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+
+    def boosted(self, targets: Tensor) -> Boosted | None:
+        """Return how boosted trees learn labels [B, ...], with raw scores as the head's outputs; None: they cannot."""
+        del targets
+        return None
 
     @abstractmethod
     def activate(self, outputs: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mtl_bento.columns.categorical import text_of
 from mtl_bento.errors import SchemaError, listing
-from mtl_bento.tasks._base import TASKS
-from mtl_bento.tasks._levels import Label, LevelsSpec, LevelsTask
+from mtl_bento.tasks._base import TASKS, Boosted
+from mtl_bento.tasks._levels import Label, LevelsSpec, LevelsTask, log_shares
 
 
 class BinarySpec(LevelsSpec):
@@ -56,6 +56,11 @@ class Binary(LevelsTask[BinarySpec]):
         logit = outputs.squeeze(-1)
         return torch.nn.functional.softplus(logit) - logit * targets.clamp_min(0).to(logit.dtype)
 
+    def boosted(self, targets: Tensor) -> Boosted:
+        """Return the logistic loss; the raw score is the logit."""
+        parameters = {"objective": "binary", "metric": "binary_logloss"}
+        return Boosted(parameters, targets.cpu().numpy().astype(np.float64), _log_odds)
+
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the positive label's probability."""
         return outputs.sigmoid()
@@ -69,3 +74,8 @@ class Binary(LevelsTask[BinarySpec]):
     def probabilities(self, answers: np.ndarray) -> np.ndarray:
         """answers [B, 1] -> probabilities [B, 2], the negative label first."""
         return np.concatenate([1 - answers, answers], 1)
+
+
+def _log_odds(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    no, yes = log_shares(labels, weights, n_levels=2)
+    return np.array([yes - no])

@@ -14,7 +14,7 @@ from torch import Tensor
 from mtl_bento.errors import SchemaError
 from mtl_bento.spec import Finite
 from mtl_bento.table import plain
-from mtl_bento.tasks._base import TASKS, Task, TaskSpec, shortest, zero_fill
+from mtl_bento.tasks._base import TASKS, Boosted, Task, TaskSpec, shortest, zero_fill
 
 
 class RegressionSpec(TaskSpec):
@@ -71,6 +71,10 @@ class Regression(Task[RegressionSpec]):
         """outputs [K, M, B, 1], targets [K or 1, 1, B] -> squared errors [K, M, B]."""
         return (outputs.squeeze(-1) - zero_fill(targets, self.known(targets)).to(outputs.dtype)).square()
 
+    def boosted(self, targets: Tensor) -> Boosted:
+        """Return squared error on standardised labels; the raw score is the standardised number."""
+        return Boosted({"objective": "regression", "metric": "l2"}, targets.cpu().numpy().astype(np.float64), _mean)
+
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the standardised numbers as they are."""
         return outputs
@@ -114,6 +118,10 @@ class Regression(Task[RegressionSpec]):
 
     def _numbers(self, answers: np.ndarray) -> np.ndarray:
         return answers[:, 0].astype(np.float64) * self.spec.spread + self.spec.mean
+
+
+def _mean(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.array([np.average(labels, weights=weights)])
 
 
 def _numbers(name: str, values: pa.ChunkedArray) -> np.ndarray:
