@@ -69,7 +69,7 @@ def test_a_worker_that_cannot_read_what_it_is_sent_ends_with_its_traceback(
     dataset: Dataset, small_network: NetworkSpec, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with Processes(dataset, 1) as workers:
-        workers._workers[0]._unsent = b"not a pickle"
+        workers._workers[0]._unsent = [b"not a pickle"]
         with pytest.raises(RunError, match=r"^A worker process ended with code 1\. Run the same search again"):
             workers.advance([stack(small_network, steps=1)], 1, reference=None, deadline=math.inf)
     assert capfd.readouterr().err.splitlines()[-1].startswith("_pickle.UnpicklingError")
