@@ -2,7 +2,7 @@
 
 Every split asks one thing, whether a number is at most a threshold; what differs between splits is settled once a row,
 in the *columns* that they read. A column is a feature with its missing cells put below or above all thresholds, as the
-splits that read it send them, or one set of categories: 0 where the row's is in it, 1 where it is not. All trees then go
+splits that read it send them, or one set of categories: 0 where the row's is in it, 1 where it is not. All trees go
 down together, a level at a time; the children of a node lie side by side, and a leaf is its own left child.
 
 Letters: B rows, F features, C columns, I iterations, O outputs, Q nodes of all trees.
@@ -82,7 +82,8 @@ class Forest:
             right = columns.gather(1, table["column"][node]) > table["threshold"][node]
             node = table["left"][node] + right
         leaves = table["value"][node].unflatten(1, table["roots"].shape)  # [B, I, O]
-        return (leaves.sum(1) + table["bias"]).float()
+        raw: Tensor = leaves.sum(1) + table["bias"]
+        return raw.float()
 
     def _numbers(self, features: Tensor) -> Tensor:
         """Return the numeric columns [B, C]."""

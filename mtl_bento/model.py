@@ -87,6 +87,8 @@ class Model:
         for t, name in enumerate(self.targets):
             stood_on = self.blend[t, offsets].any()
             places = [k for k, forest in forests.items() if forest.task == name and (stood_on or self.blend[t, k])]
+            if any(forests[k].n_outputs != self.tasks[t].n_outputs for k in places):
+                raise ValueError(f"trees of target {name!r} have not as many outputs as it has")
             if places:
                 shares = torch.from_numpy(self.blend[t, places].astype(np.float32)).view(-1, 1, 1)
                 needed.append(_Trees(t, places, [forests[k] for k in places], shares))
@@ -180,7 +182,7 @@ class Model:
         return answers + self._of_networks(prepared, margins) if self._networks else answers
 
     def _of_networks(self, prepared: Sequence[Tensor], margins: Sequence[Tensor]) -> Tensor:
-        """Prepared blocks, and margins [K, B, O] of tasks with trees -> the networks' part of answers [B, sum of O']."""
+        """Prepared blocks, margins [K, B, O] of tasks with trees -> the networks' part of answers, [B, sum of O']."""
         rows = [block.unsqueeze(0) for block in prepared]
         beneath = self._beneath(margins, len(prepared[0])) if any(n.offset for n in self._networks) else None
         answers = torch.cat([torch.cat(network.answers(rows, beneath), -1) for network in self._networks])
@@ -282,7 +284,6 @@ class Model:
         ]
         lines += ["", "Inputs: " + ", ".join(f"{c.name} ({c.kind})" for c in self.schema.columns) + "."]
         return "\n".join(lines) + "\n"
-
 
     def _size(self) -> str:
         """Return how many networks and trees take part, in words."""

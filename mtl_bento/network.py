@@ -89,7 +89,8 @@ class Inputs:
 
     def categorical(self) -> list[int]:
         """Return which of the columns that `features` returns hold categories."""
-        places, start = [], 0
+        places: list[int] = []
+        start = 0
         for block, columns in self.columns.items():
             width = self._n_means(block) if has_positions(block) else sum(column.n_features for column in columns)
             if not has_positions(block) and columns[0].dtype == np.int64:
