@@ -2,8 +2,8 @@
 
 Every split asks one thing, whether a number is at most a threshold; what differs between splits is settled once a row,
 in the *columns* that they read. A column is a feature with its missing cells put below or above all thresholds, as the
-splits that read it send them, or one set of categories: 0 where the row's is in it, 1 where it is not. All trees go
-down together, a level at a time; the children of a node lie side by side, and a leaf is its own left child.
+splits that read it send them, or one set of categories: 0 where the row's is in it, 1 where it is not. All trees are
+then descended together, a level at a time; the children of a node lie side by side, and a leaf is its own left child.
 
 Letters: B rows, F features, C columns, I iterations, O outputs, Q nodes of all trees.
 """
@@ -91,7 +91,8 @@ class Forest:
         numbers = features.index_select(1, table["number_source"])
         numbers = numbers.masked_fill(numbers.abs() <= ZERO, 0.0)
         missing = numbers.isnan() | ((numbers == 0) & table["number_zero"])
-        return torch.where(missing, table["number_default"], numbers)
+        filled: Tensor = torch.where(missing, table["number_default"], numbers)
+        return filled
 
     def _outside(self, features: Tensor) -> Tensor:
         """Return 1 where the category of a row is not in a set, 0 where it is: [B, sets]."""

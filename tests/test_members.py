@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl_bento import artifact, wire
 from mtl_bento.dataset import Dataset
+from mtl_bento.encoders._base import has_positions
 from mtl_bento.errors import ArtifactError, SpecError
 from mtl_bento.forest import Forest
 from mtl_bento.model import CHUNK, Model
@@ -185,6 +186,37 @@ def test_an_offset_network_trains_on_nothing_without_margins(dataset: Dataset, s
         cohort.advance(dataset, 1)
     with pytest.raises(ValueError, match=r"margins of trees have shape \(600, 5\), not \(600, 6\)"):
         dataset.with_margins(np.zeros((600, 5)))
+
+
+# What trees read
+
+
+def test_trees_read_encoded_blocks_side_by_side_with_nan_where_a_cell_is_missing(table: pa.Table) -> None:
+    schema, dataset = make_dataset(table)
+    encoded = schema.encode(table)
+    features = dataset.inputs.features({n: torch.from_numpy(b) for n, b in encoded.items()}, dataset.blocks).numpy()
+    categories = dataset.inputs.categorical()
+    assert features.dtype == np.float32
+    assert [block.shape[1] for block in encoded.values()] == [
+        features.shape[1] - 5,
+        2,
+        3,
+    ]  # numbers, categories, vector
+    assert categories == [features.shape[1] - 5, features.shape[1] - 4]
+    codes = np.where(encoded["categorical"] < 0, np.nan, encoded["categorical"])
+    np.testing.assert_array_equal(features, np.concatenate([encoded["numeric"], codes, encoded["vector"]], 1))
+    assert np.isnan(features).any(0)[[AGE, categories[0]]].tolist() == [True, True]  # "age" and "state" have holes
+
+
+def test_trees_read_the_mean_of_real_positions() -> None:
+    dataset = sample_dataset(positions=True)
+    blocks = dict(zip(dataset.inputs.columns, dataset.blocks, strict=True))
+    features = dataset.inputs.features(blocks, dataset.blocks)
+    (name,) = [block for block in blocks if has_positions(block)]
+    start = sum(block.shape[1] for block in list(blocks.values())[: list(blocks).index(name)])
+    means = blocks[name].nanmean(1)
+    assert means.isnan().any()  # some rows have no position
+    torch.testing.assert_close(features[:, start : start + means.shape[1]], means.float(), equal_nan=True)
 
 
 # What a model of them answers
