@@ -533,12 +533,13 @@ def _check_restacked(whole: Stack, order: Sequence[Member], dataset: Dataset) ->
 def _check_prediction(stack: Stack, dataset: Dataset) -> None:
     """Compare answers of trained members, put together anew for prediction, with those of each alone."""
     blocks = [block.unsqueeze(0) for block in dataset.blocks]
+    margins = None if dataset.margins is None else dataset.margins.unsqueeze(0)
     trained = [stack.trained(k) for k in range(len(stack.members))]
     for places, network in stacks(trained, dataset.inputs, dataset.tasks):
-        together = network.to(dataset.dtype).answers(blocks)
+        together = network.to(dataset.dtype).answers(blocks, margins)
         for row, k in enumerate(places):
             ((_, single),) = stacks([trained[k]], dataset.inputs, dataset.tasks)
-            for answer, alone in zip(together, single.to(dataset.dtype).answers(blocks), strict=True):
+            for answer, alone in zip(together, single.to(dataset.dtype).answers(blocks, margins), strict=True):
                 _promise(_finite(answer), "answers must be finite")
                 _close(answer[row], alone[0], f"member {k} must answer in a stack as it does alone")
 
