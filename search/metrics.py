@@ -269,9 +269,7 @@ def _resampled(resample: Resampler) -> Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "roc_auc": Metric(
-        _needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), _resample_auc
-    ),
+    "roc_auc": Metric(_needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), _resample_auc),
     "average_precision": _resampled(_resample_precision),
     "accuracy": Metric(
         lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w)),
