@@ -22,7 +22,7 @@ STEPS = 100
 def constant_answer(task: Task[Any], targets: Tensor) -> np.ndarray:
     """Return the answer [O'] of the lowest mean loss on targets [B, ...] that is the same for all rows.
 
-    Found by descent from outputs of 0, so that a kind of task need not say it; answers by position are the same at each.
+    Found by descent from outputs of 0, so that a kind of task need not say it. Answers by position are alike at each.
     """
     held = targets.cpu()[task.known(targets.cpu())]
     held = held[torch.linspace(0, len(held) - 1, min(len(held), ROWS)).long()]
@@ -35,10 +35,10 @@ def constant_answer(task: Task[Any], targets: Tensor) -> np.ndarray:
     def loss() -> Tensor:
         optimiser.zero_grad()
         mean = task.answer_losses(answer().expand(len(held), -1), held).mean()
-        mean.backward()  # type: ignore[no-untyped-call]
+        mean.backward()
         return mean
 
     optimiser = torch.optim.LBFGS([outputs], max_iter=STEPS, line_search_fn="strong_wolfe")
     if len(held):
-        optimiser.step(loss)  # type: ignore[arg-type]
+        optimiser.step(loss)
     return answer().detach().numpy().astype(np.float32)

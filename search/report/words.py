@@ -232,14 +232,16 @@ def sentence(task: Comparison, *, alone: bool = False) -> Html:
 
 
 def _compared(against: Against, opponent: str, *, alone: bool) -> str:
-    """Return "tuned trees 0.9512 are better by 0.0053 (95 % interval 0.0010 to 0.0090)": who is ahead comes first."""
-    other = "the network at the defaults" if alone and opponent == "single_task" else _THE[opponent]
+    """Return "tuned trees are better by 0.0053 (95 % interval +0.0010 to +0.0090), 0.9512", or who else is ahead."""
+    other, are = _THE[opponent]
+    if alone and opponent == "single_task":
+        other = "the network at the defaults"
     if against.verdict == SAME:
         return f"answered by {other} itself"
     size = figure(abs(against.difference), digits=2)
     low, high = against.lower, against.upper
     if against.verdict == WORSE:
-        return f"{other} {figure(against.value)} is better by {size} ({_interval(-high, -low)})"
+        return f"{other} {are} better by {size} ({_interval(-high, -low)}), {figure(against.value)}"
     if against.verdict == BETTER:
         return f"better than {other} {figure(against.value)} by {size} ({_interval(low, high)})"
     way = "level with" if size == "0" else f"{size} {'better' if against.difference > 0 else 'worse'} than"
@@ -268,11 +270,11 @@ def least(against: Against) -> str:
 
 
 _THE = {
-    "single_task": "its single-task network",
-    "ensemble": "its single-task ensemble",
-    "trees": "its tuned trees' model",
+    "single_task": ("its single-task network", "is"),
+    "ensemble": ("its single-task ensemble", "is"),
+    "trees": ("tuned trees", "are"),
 }
-"""An opponent of one task."""
+"""An opponent of one task, and its verb."""
 
 
 def heading(opponent: str, *, alone: bool = False) -> str:
