@@ -102,20 +102,17 @@ def _resample_r2(truth: np.ndarray, scored: np.ndarray) -> Draw:
 
 def _area(positive: np.ndarray, p: np.ndarray) -> Draw:
     """The share of pairs in the right order, ties counting half, by one sort for all draws."""
-    order = np.argsort(p, kind="stable")
-    hit = positive[order].astype(np.float64)
-    starts = np.flatnonzero(np.diff(p[order], prepend=np.nan) != 0)
-    tied = len(starts) < len(p)
+    ups, downs = (held[np.argsort(p[held], kind="stable")] for held in map(np.flatnonzero, (positive, ~positive)))
+    under, until = (np.searchsorted(p[downs], p[ups], side) for side in ("left", "right"))
 
     def draw(weights: np.ndarray) -> np.ndarray:
-        held = weights.take(order, axis=1)
-        above = held * hit
-        below = held - above
-        if tied:
-            above, below = (np.add.reduceat(part, starts, axis=1) for part in (above, below))
-        under = np.cumsum(below, axis=1) - below / 2
+        up = weights.take(ups, axis=1)
+        # The weight of the negatives below each place among them, beginning with none.
+        below = np.zeros((len(weights), len(downs) + 1))
+        np.cumsum(weights.take(downs, axis=1), axis=1, out=below[:, 1:])
+        pairs = np.einsum("rb,rb->r", up, below.take(under, axis=1) + below.take(until, axis=1)) / 2
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.einsum("rb,rb->r", above, under) / (above.sum(1) * below.sum(1)))
+            return np.asarray(pairs / (up.sum(1) * below[:, -1]))
 
     return draw
 

@@ -105,8 +105,14 @@ def _record(
 ) -> dict[str, Any]:
     """Return a task's record; in "against" there is the difference itself, of which `_decide` makes a verdict."""
     scored = {arm: task.scored(answer) for arm, answer in answers.items() if answer is not None}
-    values = {arm: _measure(task.metric, truth, each, weights) for arm, each in scored.items()}
     others = [arm for arm in OPPONENTS if arm in scored]
+    every = {
+        arm: {name: _measure(name, truth, scored[arm], weights) for name in task.metrics} for arm in ("ours", *others)
+    }
+    values = {
+        arm: every[arm][task.metric] if arm in every else _measure(task.metric, truth, each, weights)
+        for arm, each in scored.items()
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `_measure`
         own, differences = metrics.compared(
@@ -118,7 +124,7 @@ def _record(
             "value": values[arm],
             "difference": difference,
             "same": served_by[arm] == served_by["ours"],
-            "metrics": {name: _measure(name, truth, scored[arm], weights) for name in task.metrics},
+            "metrics": every[arm],
         }
         for arm, difference in zip(others, differences, strict=True)
     }
@@ -131,7 +137,7 @@ def _record(
         "interval": own,
         "n_test": int(metrics.known_rows(truth).sum()),
         "served_by": dict(served_by["ours"]),
-        "metrics": {name: _measure(name, truth, scored["ours"], weights) for name in task.metrics},
+        "metrics": every["ours"],
         "values": values,
         "against": against,
     }
