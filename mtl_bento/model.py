@@ -226,6 +226,8 @@ def _compared(against: dict[str, Any] | None) -> str:
     word = str(against["verdict"])
     if gap is None or word == "same":
         return word
+    if (least := against.get("smallest")) is not None:
+        word += f", could show {_figure(least)}"
     spread = "" if low is None or high is None else f" ({low:+.4f} to {high:+.4f})"
     return f"{word}: {gap:+.4f}{spread} to its {_figure(against['value'])}"
 

@@ -258,7 +258,7 @@ def _against(held: dict[str, Any] | None) -> str:
     if held["verdict"] == SAME or held["difference"] is None:
         return first
     second = f"{_signed(held['difference'])} ({_signed(held['lower'])} to {_signed(held['upper'])})"
-    least = "" if held["smallest"] is None else f"; from {_figure(held['smallest'])}"
+    least = "" if held["smallest"] is None else f", could show {_figure(held['smallest'])}"
     return f"{first}{least}\n{second}"
 
 

@@ -27,7 +27,7 @@ from mtl_bento_search.report.words import (
     where,
     who_serves,
 )
-from mtl_bento_search.verdict import ARMS, INCONCLUSIVE, OPPONENTS, RULE, SAME
+from mtl_bento_search.verdict import ARMS, INCONCLUSIVE, OPPONENTS, RULE, SAME, WORSE
 
 MOST_OPEN = 8
 """Tasks up to which the table of every metric is unfolded."""
@@ -38,7 +38,14 @@ def result(facts: Facts) -> Html:
     if not facts.tested:
         return join(_no_test(), el("p", _on_validation(facts), class_="lead"), validation(facts))
     tested, alone = facts.tested, len(facts.tested) == 1
-    heads = [el("p", headline(tested, opponent), class_="lead") for opponent in facts.opponents]
+    heads = [
+        el(
+            "p",
+            headline(tested, opponent),
+            class_="lead" if place == 0 or WORSE in by_verdict(tested, opponent) else None,
+        )
+        for place, opponent in enumerate(facts.opponents)
+    ]
     said = el("ul", [el("li", sentence(task, alone=alone)) for task in tested], class_="said")
     return join(
         _looks(int(facts.result["test_looks"])),
@@ -141,7 +148,7 @@ def _against(task: Comparison, against: Against | None, reach: float) -> Html:
         return value
     bounds = between(against.lower, against.upper, difference=True)
     spread = "" if bounds == NOTHING else f" ({bounds})"
-    few = el("small", least(against)) if against.verdict == INCONCLUSIVE else None
+    few = el("small", least(against), class_="who") if against.verdict == INCONCLUSIVE else None
     return join(value, el("small", f"{signed(against.difference)}{spread}"), forest_bar(against, reach), few)
 
 

@@ -226,13 +226,17 @@ def sentence(task: Comparison, *, alone: bool = False) -> Html:
     if math.isnan(task.ours):
         body = f"{task.metric} is not defined on its {count(task.n_test, 'test row')}."
     else:
-        said = [_compared(against, opponent, alone=alone) for opponent, against in task.against.items()]
+        brief = len(task.against) > 1
+        said = [_compared(held, opponent, alone=alone, brief=brief) for opponent, held in task.against.items()]
         body = "; ".join([f"{task.metric} {figure(task.ours)} on {count(task.n_test, 'test row')}", *said]) + "."
     return join(el("strong", name(task.name)), " – ", body)
 
 
-def _compared(against: Against, opponent: str, *, alone: bool) -> str:
-    """Return "tuned trees are better by 0.0053 (95 % interval +0.0010 to +0.0090), 0.9512", or who else is ahead."""
+def _compared(against: Against, opponent: str, *, alone: bool, brief: bool) -> str:
+    """Return "tuned trees are better by 0.0053 (95 % interval +0.0010 to +0.0090), 0.9512", or who else is ahead.
+
+    `brief` leaves the figures of what was not decided to the table.
+    """
     other, are = _THE[opponent]
     if alone and opponent == "single_task":
         other = "the network at the defaults"
@@ -244,6 +248,8 @@ def _compared(against: Against, opponent: str, *, alone: bool) -> str:
         return f"{other} {are} better by {size} ({_interval(-high, -low)}), {figure(against.value)}"
     if against.verdict == BETTER:
         return f"better than {other} {figure(against.value)} by {size} ({_interval(low, high)})"
+    if brief and against.verdict in (TIED, INCONCLUSIVE):
+        return f"{'a tie with' if against.verdict == TIED else 'not told from'} {other} {figure(against.value)}"
     way = "level with" if size == "0" else f"{size} {'better' if against.difference > 0 else 'worse'} than"
     said = f"{way} {other} {figure(against.value)} ({_interval(low, high)})"
     return f"{said}, {_undecided(against)}"

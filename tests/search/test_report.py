@@ -294,6 +294,13 @@ def test_trees_that_win_are_named_with_by_how_much(tmp_path: Path) -> None:
     assert "b accuracy (shown first) 0.9459 0.9482 –" in page.text
 
 
+def test_of_several_opponents_those_that_were_not_decided_are_said_in_brief() -> None:
+    few = with_trees(record("a", **TIE), verdict="inconclusive", smallest=0.02)
+    assert sentence(Comparison.read(few)).endswith(
+        "a tie with its single-task network 0.9482; not told from tuned trees 0.9579."
+    )
+
+
 def test_opponents_that_were_not_scored_are_not_spoken_of(tmp_path: Path) -> None:
     page = made_page(tmp_path)
     assert "trees" not in page.text
