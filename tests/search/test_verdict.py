@@ -260,3 +260,17 @@ def test_what_learned_nothing_answers_the_shares_or_the_mean(
     task = TASKS.class_of(type(spec))(TASKS.class_of(type(spec)).fit(spec, cells))
     targets = torch.from_numpy(task.encode(cells))
     np.testing.assert_allclose(constant_answer(task, targets), expected, atol=1e-4)
+
+
+def test_what_learned_nothing_is_no_worse_than_the_trivial_predictor_also_of_boxes_and_grids() -> None:
+    rng = np.random.default_rng(6)
+    boxes = [None if there < 0.3 else [0.4 + x, 0.5, 0.2, 0.3] for there, x in rng.random((40, 2)) / [1, 4]]
+    grids = rng.integers(0, 3, (40, 2, 3)).tolist()
+    for kind, labels in (("box", boxes), ("grid", grids)):
+        spec = TASKS.parse({"kind": kind, "name": "a"})
+        cells = pa.chunked_array([labels])
+        task = TASKS.class_of(type(spec))(TASKS.class_of(type(spec)).fit(spec, cells))
+        targets = torch.from_numpy(task.encode(cells))
+        answer = torch.from_numpy(constant_answer(task, targets))
+        losses = task.answer_losses(answer.expand(len(targets), -1), targets)
+        assert float(losses[task.known(targets)].mean()) <= task.trivial_loss(targets) * 1.001
