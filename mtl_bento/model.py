@@ -271,13 +271,16 @@ class Model:
             "Targets, and how well they were predicted on locked test rows:",
             "",
         ]
-        lines += ["| target | kind | metric | test |", "|---|---|---|---|"]
-        metrics = self.card.get("metrics", {})
+        metrics, verdicts = self.card.get("metrics", {}), self.card.get("verdicts", {})
+        opponents = list(dict.fromkeys(arm for held in verdicts.values() for arm in held))
+        heads = ["target", "kind", "metric", "test", *(f"against {arm.replace('_', '-')}" for arm in opponents)]
+        lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for task in self.tasks:
             value = metrics.get(task.name, {}).get(task.metric)
-            lines.append(
-                f"| {task.name} | {task.spec.kind} | {task.metric} | {'-' if value is None else f'{value:.4f}'} |"
-            )
+            against = [_compared(verdicts.get(task.name, {}).get(arm)) for arm in opponents]
+            lines.append("| " + " | ".join([task.name, task.spec.kind, task.metric, _figure(value), *against]) + " |")
+        if opponents:
+            lines += ["", "Positive differences are in this model's favour; in brackets, 95 % intervals."]
         lines += [
             "",
             f"{self._size()}, trained on {self.card.get('n_train', '?')} rows.",
@@ -317,6 +320,24 @@ def _member(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Trained | Fore
     if "forest" in entry:
         return Forest(entry["forest"], tensors)
     return Trained(NetworkSpec.model_validate(entry), tensors)
+
+
+def _compared(against: dict[str, Any] | None) -> str:
+    """Return what the test says against an opponent: "better: +0.0120 (+0.0040 to +0.0200) to its 0.9000"."""
+    if against is None:
+        return "-"
+    gap, low, high = (against[key] for key in ("difference", "lower", "upper"))
+    word = str(against["verdict"])
+    if gap is None or word == "same":
+        return word
+    if (least := against.get("smallest")) is not None:
+        word += f", could show {_figure(least)}"
+    spread = "" if low is None or high is None else f" ({low:+.4f} to {high:+.4f})"
+    return f"{word}: {gap:+.4f}{spread} to its {_figure(against['value'])}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

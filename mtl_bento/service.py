@@ -217,7 +217,7 @@ class Worker:
                 "kind": task.spec.kind,
                 **{key: value for key, value in task.card().items() if key not in spec},  # the classes
                 "metrics": metrics.get(task.name, {}),
-                "verdict": verdicts.get(task.name),
+                "verdicts": verdicts.get(task.name, {}),
                 "spec": spec,
             }
             for task, spec in zip(self.model.tasks, manifest["tasks"], strict=True)
