@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn import metrics as sk
 
+from mtl_bento.tasks._base import Task
 from mtl_bento.tasks.box import overlap
 
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
@@ -31,6 +33,8 @@ class Metric:
     higher_is_better: bool = True
     resample: Resampler | None = None
     """The scores [R] of R draws at once: `resample(truth, scored, weights [R, B])`; else they are looped."""
+    of_labels: bool = False
+    """Whether the label answered alone counts, which a threshold may set apart from the likeliest."""
 
 
 def _label(scored: np.ndarray) -> np.ndarray:
@@ -208,11 +212,13 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w)),
         resample=_mean_of(lambda y, p: (_label(p) == y).astype(np.float64)),
+        of_labels=True,
     ),
-    "balanced_accuracy": Metric(_balanced),
-    "f1": Metric(lambda y, p, w: float(sk.f1_score(y, _label(p), sample_weight=w, zero_division=0.0))),
+    "balanced_accuracy": Metric(_balanced, of_labels=True),
+    "f1": Metric(lambda y, p, w: float(sk.f1_score(y, _label(p), sample_weight=w, zero_division=0.0)), of_labels=True),
     "f1_macro": Metric(
-        lambda y, p, w: float(sk.f1_score(y, _label(p), average="macro", sample_weight=w, zero_division=0.0))
+        lambda y, p, w: float(sk.f1_score(y, _label(p), average="macro", sample_weight=w, zero_division=0.0)),
+        of_labels=True,
     ),
     "roc_auc_ovr": Metric(_needs_both(_roc_auc_ovr)),
     "log_loss": Metric(_log_loss, higher_is_better=False, resample=_mean_of(_nats)),
@@ -246,6 +252,11 @@ def known_rows(truth: np.ndarray) -> np.ndarray:
         return np.array([row is not None for row in truth], dtype=bool)
     known = ~np.isnan(truth) if truth.dtype.kind == "f" else truth >= 0
     return np.asarray(known.any(axis=tuple(range(1, truth.ndim))))
+
+
+def read(name: str, task: Task[Any], scored: np.ndarray) -> np.ndarray:
+    """Return a task's scored answers as a metric reads them: those of labels see the label that is answered."""
+    return task.decided(scored) if METRICS[name].of_labels else scored
 
 
 def measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None = None) -> float:
