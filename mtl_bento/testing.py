@@ -822,7 +822,7 @@ def _check_calibration(task: Task[Any], targets: Tensor) -> TaskSpec:
     known = task.known(many)
     outputs = 2 * _random(1, 1, len(many), *_head_shape(task, targets))
     answers = task.activate(outputs)[0, 0].float().numpy()
-    spec = task.calibrate(answers, many).spec
+    spec: TaskSpec = task.calibrate(answers, many).spec
     _promise(TASKS.parse(json.loads(spec.model_dump_json())) == spec, "a calibrated spec must survive JSON")
     before, after = task.spec.model_dump(), spec.model_dump()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}

@@ -393,7 +393,8 @@ def disagreement(
         for target, answer in wanted.items():
             edge = edges.get(target, {})
             for path, one, other in _pairs(got[target], answer):
-                if not _alike(path, one, other, spreads.get(target, 0.0)) and not _tied(path, answer, got[target], edge):
+                alike = _alike(path, one, other, spreads.get(target, 0.0))
+                if not alike and not _tied(path, answer, got[target], edge):
                     return f"row {row}, target {target!r}: {path} is {one!r} instead of {other!r}"
     return None
 

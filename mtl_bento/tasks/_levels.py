@@ -157,7 +157,7 @@ class LevelsTask(Task[AnySpec]):
 
     def decided(self, scored: np.ndarray) -> np.ndarray:
         """Return 1 for the label answered and 0 for the others [B, C]."""
-        return np.eye(len(self.texts))[self.codes(scored)]
+        return np.asarray(np.eye(len(self.texts))[self.codes(scored)])
 
     def covered(self, columns: Mapping[str, pa.ChunkedArray], truth: np.ndarray) -> Covered | None:
         """Return whether prediction sets hold the true label, and how many labels they have."""
@@ -234,6 +234,7 @@ class LevelsTask(Task[AnySpec]):
 
     def _sets(self, table: np.ndarray) -> pa.ListArray:
         """Return the prediction set of each row of probabilities [B, C]: labels in the order of the levels."""
+        assert self.spec.set_threshold is not None
         held = table.astype(np.float64) >= self.spec.set_threshold
         held[np.arange(len(table)), self.codes(table)] = True
         ends = np.concatenate([[0], held.sum(1).cumsum()]).astype(np.int32)
