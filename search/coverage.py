@@ -86,6 +86,7 @@ def coverage_of_columns(
 
 def wilson(share: float, n: float) -> tuple[float, float]:
     """Return the 95 % interval of a share seen in n independent rows (Wilson, 1927)."""
+    # An end that is 0 or 1 is so exactly, whatever rounding makes of it.
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     slack = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, middle - slack), min(1.0, middle + slack)
+    return 0.0 if share == 0 else middle - slack, 1.0 if share == 1 else middle + slack

@@ -67,8 +67,8 @@ def test_a_choice_is_calibrated_on_the_rows_and_weights_of_its_dataset(model: Mo
     residuals = np.sort(np.abs(dataset.tasks[2].scored(answers["hours.per week"]) - hours)[known])
     expected = residuals[int(np.ceil((known.sum() + 1) * 0.9)) - 1]
     assert tasks[2].spec.half_width == pytest.approx(expected, rel=1e-5)
-    assert [task.spec.calibrated_on for task in tasks] == [120, (table["分类"].take(pa.array(rows))).drop_null().length(),
-                                                           known.sum(), 120]  # fmt: skip
+    n_classes = len(table["分类"].take(pa.array(rows)).drop_null())
+    assert [task.spec.calibrated_on for task in tasks] == [120, n_classes, known.sum(), 120]
 
 
 def test_intervals_and_sets_hold_the_truth_of_new_rows(calibrated_model: Model) -> None:
@@ -111,6 +111,6 @@ def test_metrics_of_labels_see_the_threshold_and_the_others_the_probabilities() 
 
 
 def test_what_is_learned_cannot_be_set_by_the_user() -> None:
-    with pytest.raises(SpecError, match="^Target 'y': threshold is learned from rows that no network learned; remove"):
+    with pytest.raises(SpecError, match=r"^Target 'y': threshold is learned from rows that no network learned; remove"):
         make_task("y", {"threshold": 0.2}, cells([True, False, True]))
     assert make_task("y", {"interval": 0.8}, cells([True, False, True])).spec.interval == 0.8
