@@ -114,7 +114,7 @@ class Model:
         Args:
             data: a path, a pandas or polars frame or a pyarrow table.
             output: "labels" gives exactly the targets as columns, in their own dtypes; "full" adds probabilities
-                (`income__proba__>50K`) and intervals.
+                (`income__proba__>50K`), intervals (`hours__lower`) and prediction sets (`income__set`).
 
         Raises TableError or SchemaError where the data cannot be read or contradict the schema.
         """
@@ -285,6 +285,8 @@ class Model:
             "",
             f"{self._size()}, trained on {self.card.get('n_train', '?')} rows.",
         ]
+        if notes := [f"- {task.name}: {note}." for task in self.tasks for note in task.notes()]:
+            lines += ["", "Calibrated on rows that the networks did not learn:", "", *notes]
         lines += ["", "Inputs: " + ", ".join(f"{c.name} ({c.kind})" for c in self.schema.columns) + "."]
         return "\n".join(lines) + "\n"
 

@@ -329,7 +329,8 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
             grid.add_column(heading, overflow="fold")
         for r in records:
             spread = f"{_figure(r['lower'])} to {_figure(r['upper'])}"
-            grid.add_row(escape(r["task"]), r["metric"], _figure(r["value"]), spread, f"{r['n']:,}")
+            metric = f"coverage (aim {r['level']:g})" if "level" in r else r["metric"]
+            grid.add_row(escape(r["task"]), metric, _figure(r["value"]), spread, f"{r['n']:,}")
         wide_console().print(grid)
 
 

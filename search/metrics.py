@@ -11,11 +11,13 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
 from sklearn import metrics as sk
 
+from mtl_bento.tasks._base import Task
 from mtl_bento.tasks.box import overlap
 
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
@@ -40,6 +42,8 @@ class Metric:
     resample: Resampler
     """The same on draws of the rows."""
     higher_is_better: bool = True
+    of_labels: bool = False
+    """Whether the label answered alone counts, which a threshold may set apart from the likeliest."""
 
 
 def _label(scored: np.ndarray) -> np.ndarray:
@@ -271,15 +275,18 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w)),
         _mean_of(lambda y, p: _label(p) == y),
+        of_labels=True,
     ),
-    "balanced_accuracy": Metric(_balanced, _share(_recalls)),
+    "balanced_accuracy": Metric(_balanced, _share(_recalls), of_labels=True),
     "f1": Metric(
         lambda y, p, w: float(sk.f1_score(y, _label(p), sample_weight=w, zero_division=0.0)),
         _share(_f1_of_second, nothing=0.0),
+        of_labels=True,
     ),
     "f1_macro": Metric(
         lambda y, p, w: float(sk.f1_score(y, _label(p), average="macro", sample_weight=w, zero_division=0.0)),
         _share(_f1_counts),
+        of_labels=True,
     ),
     "roc_auc_ovr": Metric(_needs_both(_roc_auc_ovr), _resample_auc_ovr),
     "log_loss": Metric(_log_loss, _mean_of(_nats), higher_is_better=False),
@@ -313,6 +320,11 @@ def known_rows(truth: np.ndarray) -> np.ndarray:
         return np.array([row is not None for row in truth], dtype=bool)
     known = ~np.isnan(truth) if truth.dtype.kind == "f" else truth >= 0
     return np.asarray(known.any(axis=tuple(range(1, truth.ndim))))
+
+
+def read(name: str, task: Task[Any], scored: np.ndarray) -> np.ndarray:
+    """Return a task's scored answers as a metric reads them: those of labels see the label that is answered."""
+    return task.decided(scored) if METRICS[name].of_labels else scored
 
 
 def measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None = None) -> float:
