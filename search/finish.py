@@ -102,18 +102,19 @@ def _quiet(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray
         return metrics.measure(name, truth, scored, weights)
 
 
-def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
-    """Choose, test, write model, result and report; return the result."""
+def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Tune trees, train the finalists, choose, test once, write model, result and report; return the result."""
     sitting = driver.sitting
-    problem, folder, clock = sitting.problem, sitting.folder, sitting.clock
-    best = driver.best_trial()
+    folder, clock = sitting.folder, sitting.clock
+    grown = _grown(driver, config)
     with clock.phase("finals"):
-        sitting.progress.phase("finals", "single-task networks at the best configuration")
-        singles = single_task_candidates(driver, best)
+        sitting.progress.phase("finals", "each task alone at the best configurations, groups, networks on top of trees")
+        finals = gather(driver, grown, groups=config.groups)
+        arms = _chosen(sitting.problem, finals, config)
+    problem = sitting.problem  # with the trees' margins
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
-        choice = select.choose(driver.candidate(best.number)[0], singles, problem.dataset)
-        records = test(problem, choice)
+        records = test(problem, arms)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
         tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
         folder.note(tested=tested)
@@ -127,6 +128,39 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
     folder.write_result(result)
     folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases)
     return result
+
+
+def _grown(driver: Driver, config: Config) -> tuple[Trees | None, ...]:
+    """Return the tuned trees of each task, for which there is as much time as the trials took; None without any."""
+    sitting, clock = driver.sitting, driver.sitting.clock
+    if not config.search.trees or sitting.interrupted:
+        return (None,) * len(sitting.problem.tasks)
+    # By time where time bounds the search; by number where the number of trials does, so that a run can be repeated.
+    by_number = config.search.n_trials is not None
+    left = max(0.0, sitting.deadline() - time.monotonic()) * (1 - FINALS_SHARE)
+    seconds = None if by_number and math.isinf(left) else min(left, math.inf if by_number else clock.phases["search"])
+    with clock.phase("trees"):
+        sitting.progress.phase("trees", "boosted trees for each task, tuned for as long")
+        n_trials = min(driver.n_told(), MOST_TREE_TRIALS) if by_number else None
+        return grow(driver, seconds=seconds, n_trials=n_trials)
+
+
+def _chosen(problem: Problem, finals: Finals, config: Config) -> Arms:
+    """Return the arms, ours as many candidates a task as are allowed and answer in time; raises RunError else."""
+    search = config.search
+    kinds = NETWORKS if search.members == "networks" else None
+    fastest = math.inf
+    for most in sizes_tried(search.max_members):
+        ours = select.choose(finals.finalists, problem.dataset, most=most, kinds=kinds)
+        arms = Arms(problem, finals, ours, most)
+        if search.max_latency_ms is None:
+            return arms
+        took = latency_ms(make_model(problem, ours.members, ours.blend, card={}), problem.table)
+        if took <= search.max_latency_ms:
+            return arms
+        fastest = min(fastest, took)
+    assert search.max_latency_ms is not None
+    raise too_slow(search.max_latency_ms, fastest)
 
 
 def make_model(problem: Problem, members: Sequence[Any], blend: np.ndarray, *, card: dict[str, Any]) -> Model:
@@ -253,25 +287,65 @@ def importance(study: optuna.Study) -> dict[str, float] | None:
 
 
 def _drawn(problem: Problem, choice: Choice) -> dict[str, Any]:
-    """Return the chosen networks in words and numbers, for the picture in the report."""
+    """Return the chosen networks and trees in words and numbers, for the picture in the report."""
     groups: list[dict[str, Any]] = []
-    for name in dict.fromkeys(choice.served_by):
-        tasks = [t for t, served in zip(problem.names, choice.served_by, strict=True) if served == name]
-        row = choice.blend[choice.served_by.index(name)]
-        member = choice.members[int(row.argmax())]
-        trunk = member.spec.trunk
-        groups.append(
-            {
-                "name": name,
-                "tasks": tasks,
-                "members": int((row > 0).sum()),
-                "trunk": trunk.model_dump(mode="json"),
-                "heads": {t: member.spec.heads[t].model_dump(mode="json") for t in tasks},
-                "parameters": member.n_parameters,
-            }
-        )
+    forests: list[dict[str, Any]] = []
+    specs = [m.spec for m in choice.members if isinstance(m, Trained)]
+    for place, candidate in enumerate(choice.candidates):
+        tasks = [name for name, share in zip(problem.names, choice.shares[:, place], strict=True) if share]
+        member = candidate.members[0]
+        if isinstance(member, Trained):
+            groups.append(
+                {
+                    "name": candidate.name,
+                    "kind": candidate.kind,
+                    "tasks": tasks,
+                    "members": len(candidate.members),
+                    "trunk": member.spec.trunk.model_dump(mode="json"),
+                    "heads": {t: member.spec.heads[t].model_dump(mode="json") for t in tasks},
+                    "parameters": member.n_parameters,
+                }
+            )
+        else:
+            n_trees = [m.n_trees for m in candidate.members if isinstance(m, Forest)]
+            forests.append({"name": candidate.name, "tasks": tasks, "members": len(n_trees), "trees": sum(n_trees)})
     blocks = {
-        block: {"columns": [c.name for c in columns], "encoder": choice.members[0].spec.encoders[block].model_dump()}
+        block: {
+            "columns": [c.name for c in columns],
+            "encoder": specs[0].encoders[block].model_dump() if specs else None,
+        }
         for block, columns in problem.dataset.inputs.columns.items()
     }
-    return {"blocks": blocks, "groups": groups}
+    return {"blocks": blocks, "groups": groups, "forests": forests}
+
+
+def _blended(problem: Problem, choice: Choice) -> dict[str, Any]:
+    """Return who serves each task, and by which share."""
+    return {
+        "candidates": [{"name": c.name, "kind": c.kind, "members": len(c.members)} for c in choice.candidates],
+        "shares": dict(zip(problem.names, choice.shares.tolist(), strict=True)),
+    }
+
+
+def _proposed(problem: Problem, finals: Finals) -> dict[str, Any]:
+    """Return the affinities, and what became of each partition: its groups' mean loss on validation rows, by task."""
+    dataset = problem.dataset
+    rows = select.validation_rows(dataset)
+    weights = select.row_weights(dataset, rows)
+    losses: dict[tuple[str, ...], list[float | None]] = {}
+    for finalist in finals.finalists:
+        candidate = finalist.candidate
+        if candidate.kind in ("group", "single") and candidate.tasks is not None:
+            held = [
+                None if a is None else select.mean_loss(select.task_losses(a, dataset, t, rows), weights)
+                for t, a in enumerate(finalist.answers)
+            ]
+            losses[candidate.tasks] = held  # the last one is that at the best configuration
+    partitions = []
+    for partition in finals.proposals.partitions:
+        own = [
+            next((losses[g][t] for g in partition if name in g and g in losses), None)
+            for t, name in enumerate(problem.names)
+        ]
+        partitions.append({"groups": [list(group) for group in partition], "losses": own})
+    return {"affinities": finals.proposals.affinities, "partitions": partitions}

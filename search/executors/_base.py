@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from mtl_bento.dataset import Dataset
 from mtl_bento.training import Stack
 
 
@@ -26,6 +27,10 @@ class Executor(ABC):
 
         One for which the memory does not suffice comes back as None, and leaves the memory free.
         """
+
+    @abstractmethod
+    def hold(self, dataset: Dataset) -> None:
+        """Train on another dataset from now on: the same rows, with margins beside them."""
 
     @abstractmethod
     def stop(self) -> None:

@@ -93,6 +93,10 @@ class InProcess(Executor):
         self._stop.deadline = deadline
         return [advance_if_it_fits(s, self.dataset, goal, reference=reference, stop=self._stop) for s in stacks]
 
+    def hold(self, dataset: Dataset) -> None:
+        """Train on another dataset from now on."""
+        self.dataset = dataset
+
     def stop(self) -> None:
         """End training early, now and from now on."""
         self._stop.now()
@@ -145,6 +149,13 @@ class Processes(Executor):
                 raise answer
             done[place] = answer
         return [done[place] for place in range(len(stacks))]
+
+    def hold(self, dataset: Dataset) -> None:
+        """Train on another dataset from now on; it goes to the workers with their next job."""
+        self.dataset = dataset
+        packed = packed_bytes(dataset)
+        for worker in self._workers:
+            worker.hold(packed)
 
     def stop(self) -> None:
         """End training early, now and from now on."""
@@ -203,6 +214,10 @@ class _Worker:
         if isinstance(answer, str):
             raise WorkerError(answer)
         return answer
+
+    def hold(self, packed: bytes) -> None:
+        """Send a dataset before the next job."""
+        self._unsent = packed
 
     def stop(self) -> None:
         """Ask the process to end its training early."""

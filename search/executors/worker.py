@@ -13,6 +13,7 @@ import traceback
 
 import torch
 
+from mtl_bento.dataset import Dataset
 from mtl_bento_search.executors.local import STOP_SIGNAL, Stopper, advance_if_it_fits, packed_bytes, receive, send
 from mtl_bento_search.tuning import tune_process
 
@@ -29,9 +30,13 @@ def main() -> None:
     tune_process()
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(messages,), daemon=True).start()
-    dataset = pickle.loads(messages.get())
+    dataset = None
     while True:
-        stack, goal, reference, deadline = pickle.loads(messages.get())
+        message = pickle.loads(messages.get())
+        if isinstance(message, Dataset):  # the first message, and wherever it changed
+            dataset = message
+            continue
+        stack, goal, reference, deadline = message
         try:
             stop.deadline = deadline
             answer = packed_bytes(advance_if_it_fits(stack, dataset, goal, reference=reference, stop=stop))
