@@ -89,7 +89,6 @@ def gather(driver: Driver, grown: Sequence[Trees | None], *, groups: Sequence[Se
         grown: the tuned trees of each task.
         groups: the partition that the user forces; None lets the affinities propose.
     """
-    sitting = driver.sitting
     shared = [driver.candidate(t.number)[0] for t in _best_trials(driver)] if groups is None else []
     singles = [candidate for held in driver.references.singles for candidate in held]
     finalists = [_answered(driver, candidate) for candidate in (*shared, *singles)]

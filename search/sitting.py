@@ -80,7 +80,7 @@ class Sitting:
         return Round(members, self.executor, self.packing, seed=seed, packed=packed, halved=self._stack_fewer)
 
     def see_margins(self, margins: Sequence[np.ndarray | None]) -> None:
-        """Let networks train on top of trees from now on: out-of-fold margins [N, O] of each task, None without trees."""
+        """Let networks train on top of trees from now on: margins [N, O] of each task, None where it has none."""
         self.problem = replace(self.problem, dataset=self.dataset.with_margins(margins))
         self.executor.hold(self.dataset)
 
