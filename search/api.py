@@ -12,7 +12,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from mtl_bento.encoders._base import has_positions
-from mtl_bento.errors import RunError, SpecError
+from mtl_bento.errors import RunError, SpecError, listing, nearest
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
@@ -107,6 +107,7 @@ def search(
         ) from None
     folder = Folder(place)
     make_space(problem, spec)  # raises before anything is written
+    check_groups(spec.groups, problem.names)
     with folder.locked(), answering(storage):
         return _searched(spec, problem, folder, storage, sampler, pruner, callbacks, progress, started)
 
@@ -151,6 +152,21 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
         batch_size=batch,
         steps=steps or whole,
     )
+
+
+def check_groups(groups: Sequence[Sequence[str]] | None, names: Sequence[str]) -> None:
+    """Raise SpecError where `groups` names what is no target, a target twice, or leaves one out."""
+    if groups is None:
+        return
+    named = [name for group in groups for name in group]
+    if unknown := [name for name in named if name not in names]:
+        raise SpecError(
+            f"groups: {unknown[0]!r} is no target{nearest(unknown[0], names) or '.'} Targets: {listing(names)}."
+        )
+    if twice := [name for name in names if named.count(name) > 1]:
+        raise SpecError(f"groups: {twice[0]!r} is named twice; every target belongs to one group.")
+    if missing := [name for name in names if name not in named]:
+        raise SpecError(f"groups: {missing[0]!r} is in no group; add it, alone as [{missing[0]}] where it shares none.")
 
 
 def _searched(
@@ -202,7 +218,7 @@ def _searched(
         sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)
         with sitting.interruptible():
             driver = _trials(sitting, spec, study, own_sampler=sampler is None, callbacks=callbacks)
-            result = _ended(driver, written)
+            result = _ended(driver, written, spec)
     write_report(folder.path, result, study)
     return Run(folder.path, storage=held)
 
@@ -233,7 +249,7 @@ def _trials(
         references = obtain(sitting)
         losses = dict(zip(sitting.problem.names, references.single_losses.tolist(), strict=True))
         study.set_user_attr("single_task_losses", losses)
-    driver = Driver(sitting, study, references, own_sampler=own_sampler, callbacks=callbacks)
+    driver = Driver(sitting, study, references, own_sampler=own_sampler, callbacks=callbacks, halved=spec.search.trees)
     with clock.phase("search"):
         sitting.progress.phase("search")
         driver.search(n_trials=spec.search.n_trials)
@@ -241,7 +257,7 @@ def _trials(
     return driver
 
 
-def _ended(driver: Driver, written: dict[str, Any]) -> dict[str, Any]:
+def _ended(driver: Driver, written: dict[str, Any], spec: Config) -> dict[str, Any]:
     """Return the result: the one that stands where nothing new was tried, else choose, test and write."""
     held: dict[str, Any] | None = driver.sitting.folder.read_result()
     if held is not None and held["trials"]["total"] == driver.n_told():
@@ -249,7 +265,7 @@ def _ended(driver: Driver, written: dict[str, Any]) -> dict[str, Any]:
             "Nothing new was tried since the last result; it stands. Raise --n-trials or --timeout for more."
         )
         return held
-    return finish(driver, written)
+    return finish(driver, written, spec)
 
 
 def pick_device(name: str) -> torch.device:
@@ -267,7 +283,7 @@ def pick_device(name: str) -> torch.device:
 
 def written_spec(spec: Config, problem: Problem, identity: dict[str, str], storage: str | None) -> dict[str, Any]:
     """Return the spec as a run keeps it: what was understood, without totals, paths and passwords, and the hashes."""
-    data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout"}})
+    data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout", "max_latency_ms"}})
     # What was learned from the labels (levels, means) follows from the data, whose hash is kept.
     data["targets"] = {
         t.name: {**target_options(t.name, spec.targets[t.name]), "kind": t.spec.kind} for t in problem.tasks

@@ -147,6 +147,12 @@ def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split
 @click.option("--storage", help="An Optuna storage URL; a journal file in the run folder by default.")
 @click.option("--executor", default="local", show_default=True, help="Where networks train.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of every random draw. [default: 0]")
+@click.option("--no-trees", is_flag=True, help="Tune no trees, neither to compare with nor to serve.")
+@click.option("--members", type=click.Choice(["all", "networks"]), help="What may serve. [default: all]")
+@click.option("--max-members", type=click.IntRange(1, 64), help="Configurations that may serve a task. [default: 8]")
+@click.option(
+    "--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Most that one row, and 64, may take to answer."
+)
 @_json
 @_quiet
 def search_command(
@@ -163,6 +169,10 @@ def search_command(
     storage: str | None,
     executor: str,
     seed: int | None,
+    no_trees: bool,
+    members: str | None,
+    max_members: int | None,
+    max_latency_ms: float | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -180,6 +190,11 @@ def search_command(
         options["split"] = {"kind": "column", "column": split_column}
     if ignore:
         options["ignore"] = list(ignore)
+    chosen = {"members": members, "max_members": max_members, "max_latency_ms": max_latency_ms}
+    chosen |= {"trees": False} if no_trees else {}
+    if given := {key: value for key, value in chosen.items() if value is not None}:
+        held = config.search.model_dump(exclude_unset=True) if config is not None else {}
+        options["search"] = {**held, **given}
     data = None if config is not None else table
     wanted = _targets(table, config, targets)
     console = Console(stderr=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Network
@@ -76,6 +78,11 @@ class Sitting:
     ) -> Round:
         """Return a round of members, or of the stacks of one that was on its way, packed as the run packs."""
         return Round(members, self.executor, self.packing, seed=seed, packed=packed, halved=self._stack_fewer)
+
+    def see_margins(self, margins: Sequence[np.ndarray | None]) -> None:
+        """Let networks train on top of trees from now on: margins [N, O] of each task, None where it has none."""
+        self.problem = replace(self.problem, dataset=self.dataset.with_margins(margins))
+        self.executor.hold(self.dataset)
 
     def _stack_fewer(self, packing: Packing) -> None:
         for note in packing.notes[len(self.packing.notes) :]:

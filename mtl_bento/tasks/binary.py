@@ -107,6 +107,7 @@ class Binary(LevelsTask[BinarySpec]):
         words = f"{self.texts[1]!r} is answered from probability {self.spec.threshold:.3g} on: rare, and best by F1"
         return [*super().notes(), words]
 
+
 def _log_odds(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     no, yes = log_shares(labels, weights, n_levels=2)
     return np.array([yes - no])
