@@ -36,8 +36,8 @@ def test_a_pick_that_saves_less_than_the_threshold_is_not_made() -> None:
     one, two = np.full((400, 1), 1.0), np.full((400, 1), 0.997)
     # Half each has loss (1.997 / 2)^2 = .997, lower than 1 but not than .994 of the better one alone.
     np.testing.assert_array_equal(pick([one, two], ["shared"] * 2, squared(truth)), [0, 1])
+    # 1 and -.9 make .05: loss .0025 instead of .81.
     three = np.full((400, 1), -0.9)
-    # Half of 1 and half of -.9: loss .0025; of .997 and -.9: .0024. Both are less than a hundredth of .81.
     np.testing.assert_array_equal(pick([one, three], ["shared"] * 2, squared(truth), most=2), [0.5, 0.5])
 
 
