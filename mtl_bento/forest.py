@@ -41,6 +41,10 @@ class Forest:
     task: str
     tensors: dict[str, Tensor]
 
+    def cpu(self) -> Forest:
+        """Return the forest in the memory of the CPU."""
+        return Forest(self.task, {name: tensor.cpu() for name, tensor in self.tensors.items()})
+
     @property
     def n_outputs(self) -> int:
         """O."""

@@ -421,6 +421,10 @@ class Trained:
         """How many parameters it has."""
         return sum(tensor.numel() for tensor in self.state.values())
 
+    def cpu(self) -> Trained:
+        """Return the member with its parameters in the memory of the CPU."""
+        return Trained(self.spec, {name: tensor.detach().cpu() for name, tensor in self.state.items()})
+
 
 def stacks(members: Sequence[Trained], inputs: Inputs, tasks: Sequence[Task[Any]]) -> list[tuple[list[int], Network]]:
     """Return trained members as stacks for prediction: of each, the places in `members`, and the stack."""

@@ -12,17 +12,29 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mtl_bento.errors import RunError
 from mtl_bento.model import Model
-from mtl_bento_search.finals import Finals, answers_on
+from mtl_bento_search.finals import Finals, answers_on, trees_name
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.select import NETWORKS, Answers, Candidate, Choice, best_of, choose
+from mtl_bento_search.trivial import constant_answer
 
 LATENCY_ROWS = (1, 64)
 """Rows of the requests whose time `max_latency_ms` bounds."""
 TIMED = 5
 """How often a request is timed; the median counts."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer all tasks."""
+
+    answers: Sequence[np.ndarray | None]
+    """On some rows, [B, O] a task; None where it has none."""
+    served_by: Sequence[dict[str, float]]
+    """Who answers each task: shares by name."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +71,50 @@ class Arms:
         """T."""
         return len(self.problem.tasks)
 
-    def answers(self, rows: np.ndarray) -> dict[str, list[np.ndarray | None]]:
-        """Return what each arm answers on rows [B]: [B, O] a task, None where it has no answer."""
-        defaults = [self._named(f"single-task {name}") for name in self.problem.names]
-        found: dict[str, list[np.ndarray | None]] = {
+    def out_of_fold(self) -> list[np.ndarray]:
+        """Return what is served on every validation row, each by members that did not learn it: [V, O] a task."""
+        by_name = {f.candidate.name: f.answers for f in self.finals.finalists}
+        held = [by_name[c.name] for c in self.ours.candidates]
+        return [self.ours.mixed(held, t) for t in range(self.n_tasks)]
+
+    def answered(self, rows: np.ndarray) -> dict[str, Arm]:
+        """Return what each arm answers on rows [B], and by whom."""
+        defaults = [self.finals.named(f"single-task {name}").candidate for name in self.problem.names]
+        found = {
             "ours": self._mixed(self.ours, rows),
-            "single_task": [self._of(c, rows)[t] for t, c in enumerate(self.single)],
-            "single_task_default": [self._of(c, rows)[t] for t, c in enumerate(defaults)],
+            "single_task": self._each(self.single, rows),
+            "single_task_default": self._each(defaults, rows),
             "ensemble": self._mixed(self.ensemble, rows),
         }
         if self.networks is not None:
             found["networks"] = self._mixed(self.networks, rows)
-        trial_0 = [f.candidate for f in self.finals.finalists if f.candidate.name == "trial 0"]
-        if trial_0:
-            found["shared_default"] = list(self._of(trial_0[0], rows))
-        grown = {f.candidate.tasks: f.candidate for f in self.finals.finalists if f.candidate.kind == "trees"}
-        if grown:
-            held = [grown.get((name,)) for name in self.problem.names]
-            found["trees"] = [None if c is None else self._of(c, rows)[t] for t, c in enumerate(held)]
+        named = {f.candidate.name: f.candidate for f in self.finals.finalists}
+        if (default := named.get("trial 0")) is not None:
+            found["shared_default"] = self._each([default] * self.n_tasks, rows)
+        grown = [named.get(trees_name(name)) for name in self.problem.names]
+        if any(c is not None for c in grown):
+            found["trees"] = self._each(grown, rows)
+        found["trivial"] = self._trivial(len(rows))
         return found
 
-    def _named(self, name: str) -> Candidate:
-        return self.finals.named(name).candidate
+    def _each(self, candidates: Sequence[Candidate | None], rows: np.ndarray) -> Arm:
+        """Return the arm of one candidate a task, None where it has none."""
+        answers = [None if c is None else self._of(c, rows)[t] for t, c in enumerate(candidates)]
+        return Arm(answers, [{} if c is None else {c.name: 1.0} for c in candidates])
 
-    def _mixed(self, choice: Choice, rows: np.ndarray) -> list[np.ndarray | None]:
+    def _mixed(self, choice: Choice, rows: np.ndarray) -> Arm:
         each = [self._of(c, rows) if choice.shares[:, i].any() else () for i, c in enumerate(choice.candidates)]
-        return [choice.mixed(each, t) for t in range(self.n_tasks)]
+        mixed = [choice.mixed(each, t) for t in range(self.n_tasks)]
+        return Arm(mixed, [choice.served_by(t) for t in range(self.n_tasks)])
+
+    def _trivial(self, n: int) -> Arm:
+        learned = torch.from_numpy(self.problem.protocol.learned)
+        targets = self.problem.dataset.targets
+        constants = [
+            constant_answer(task, y.cpu()[learned]) for task, y in zip(self.problem.tasks, targets, strict=True)
+        ]
+        answers = [np.broadcast_to(constant, (n, len(constant))) for constant in constants]
+        return Arm(answers, [{"learned nothing": 1.0}] * self.n_tasks)
 
     def _of(self, candidate: Candidate, rows: np.ndarray) -> Answers:
         key = f"{candidate.name}|{hash(rows.tobytes())}"

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from mtl_bento.forest import Forest
-from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import affinity, trees
 from mtl_bento_search.checkpoints import load_members, save_members
@@ -127,7 +125,7 @@ def _proposals(driver: Driver, finalists: Sequence[Finalist], groups: Sequence[S
     losses = np.stack([task_losses(held, dataset, t, rows) for t, held in enumerate(alone) if held is not None])
     learned = dataset.splits[0].train.cpu().numpy()
     matrices = {
-        "gradients": affinity.gradient_cosines(driver.references.default.members[0], dataset, learned),
+        "gradients": affinity.gradient_cosines(driver.references.default.networks[0], dataset, learned),
         "errors": affinity.error_correlations(losses),
     }
     partitions = affinity.propose(list(matrices.values()), most=MOST_PARTITIONS)
@@ -218,8 +216,7 @@ def _affordable(driver: Driver, n: int) -> int:
 def _answered(driver: Driver, candidate: Candidate) -> Finalist:
     """Return a candidate of networks with its out-of-fold answers."""
     problem = driver.sitting.problem
-    members = [m for m in candidate.members if isinstance(m, Trained)]
-    held = out_of_fold(members, problem.dataset)
+    held = out_of_fold(candidate.networks, problem.dataset)
     answered: Answers = tuple(a if candidate.can(name) else None for name, a in zip(problem.names, held, strict=True))
     return Finalist(candidate, answered)
 
@@ -229,19 +226,23 @@ def _of_trees(driver: Driver, t: int, grown: Trees) -> Finalist:
     problem = driver.sitting.problem
     rows = validation_rows(problem.dataset)
     held = problem.tasks[t].activate(torch.from_numpy(grown.margins[rows])).numpy()
-    candidate = Candidate(f"trees {grown.task}", "trees", grown.forests, (grown.task,))
+    candidate = Candidate(trees_name(grown.task), "trees", grown.forests, (grown.task,))
     return Finalist(candidate, tuple(held if name == grown.task else None for name in problem.names))
+
+
+def trees_name(task: str) -> str:
+    """Return the name of the candidate that a task's trees are."""
+    return f"trees {task}"
 
 
 def answers_on(problem: Problem, candidate: Candidate, rows: np.ndarray) -> Answers:
     """Return what a candidate answers on rows [B], the mean over its members: [B, O] a task, as a model serves it."""
-    networks = [m for m in candidate.members if isinstance(m, Trained)]
-    if networks:
-        held = answers(networks, problem.dataset, rows)
+    if candidate.networks:
+        held = answers(candidate.networks, problem.dataset, rows)
         return tuple(a if candidate.can(name) else None for name, a in zip(problem.names, held, strict=True))
     found: list[np.ndarray | None] = []
     for task in problem.tasks:
-        forests = [m for m in candidate.members if isinstance(m, Forest) and m.task == task.name]
+        forests = [forest for forest in candidate.forests if forest.task == task.name]
         features = problem.features[torch.from_numpy(rows)] if forests else problem.features[:0]
         parts = [task.activate(forest.margins(features)).cpu().numpy() for forest in forests]
         found.append(np.mean(parts, axis=0) if parts else None)
@@ -264,7 +265,7 @@ def grow(driver: Driver, *, seconds: float | None, n_trials: int | None) -> tupl
             n_trials=n_trials,
             seed=stable_seed(sitting.seed, "trees") % 2**31,
             n_workers=max(1, sitting.packing.n_workers),
-            progress=None,
+            stop=lambda: sitting.interrupted,
         )
         for path, held in zip(paths, grown, strict=True):
             if held is not None:

@@ -40,7 +40,6 @@ from mtl_bento_search.select import NETWORKS, Choice
 from mtl_bento_search.shown import shown
 from mtl_bento_search.study import FINALS_SHARE, Driver
 from mtl_bento_search.trees import Trees
-from mtl_bento_search.trivial import constant_answer
 from mtl_bento_search.verdict import verdicts
 
 MIN_FOR_IMPORTANCE = 30
@@ -115,9 +114,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
     problem, choice = sitting.problem, arms.ours  # with the trees' margins
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
-        tasks = calibrated(
-            problem.tasks, arms.out_of_fold(), problem.dataset, select.validation_rows(problem.dataset)
-        )
+        tasks = calibrated(problem.tasks, arms.out_of_fold(), problem.dataset, select.validation_rows(problem.dataset))
         answered = arms.answered(problem.protocol.test)
         records = test(problem, answered, tasks)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.

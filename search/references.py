@@ -91,7 +91,7 @@ def obtain(sitting: Sitting) -> References:
         "rungs": {str(step): losses for step, losses in at_rungs.items()},
     }
     save_members(
-        path, [m for c in (found.default, *(c for held in found.singles for c in held)) for m in c.members], info
+        path, [m for c in (found.default, *(c for held in found.singles for c in held)) for m in c.networks], info
     )
     return found
 

@@ -180,7 +180,7 @@ class Driver:
     def _tell_default(self) -> None:
         """Tell trial 0, which the reference cohort trained, at once."""
         space, found = self.sitting.space, self.references
-        params, members = space.defaults(), found.default.members
+        params, members = space.defaults(), found.default.networks
         self._save_weights(0, space.member(params), members, found.default_losses)
         trial = optuna.trial.create_trial(
             value=self._score(found.default_losses),
