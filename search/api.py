@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from mtl_bento.encoders._base import has_positions
 from mtl_bento.errors import RunError, SpecError, listing, nearest
-from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
+from mtl_bento_search.config import CHOOSING, DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.features import FOLDER, FeatureCache
@@ -260,7 +260,8 @@ def _trials(
 def _ended(driver: Driver, written: dict[str, Any], spec: Config) -> dict[str, Any]:
     """Return the result: the one that stands where nothing new was tried, else choose, test and write."""
     held: dict[str, Any] | None = driver.sitting.folder.read_result()
-    if held is not None and held["trials"]["total"] == driver.n_told():
+    chosen = spec.search.model_dump(include=CHOOSING)
+    if held is not None and held["trials"]["total"] == driver.n_told() and held["chosen_by"] == chosen:
         driver.sitting.progress.say(
             "Nothing new was tried since the last result; it stands. Raise --n-trials or --timeout for more."
         )
@@ -283,7 +284,7 @@ def pick_device(name: str) -> torch.device:
 
 def written_spec(spec: Config, problem: Problem, identity: dict[str, str], storage: str | None) -> dict[str, Any]:
     """Return the spec as a run keeps it: what was understood, without totals, paths and passwords, and the hashes."""
-    data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout", "max_latency_ms"}})
+    data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout", *CHOOSING}})
     # What was learned from the labels (levels, means) follows from the data, whose hash is kept.
     data["targets"] = {
         t.name: {**target_options(t.name, spec.targets[t.name]), "kind": t.spec.kind} for t in problem.tasks

@@ -110,9 +110,8 @@ class Arms:
     def _trivial(self, n: int) -> Arm:
         learned = torch.from_numpy(self.problem.protocol.learned)
         targets = self.problem.dataset.targets
-        constants = [
-            constant_answer(task, y.cpu()[learned]) for task, y in zip(self.problem.tasks, targets, strict=True)
-        ]
+        held = zip(self.problem.tasks, targets, strict=True)
+        constants = [constant_answer(task, y.cpu()[learned]) for task, y in held]
         answers = [np.broadcast_to(constant, (n, len(constant))) for constant in constants]
         return Arm(answers, [{"learned nothing": 1.0}] * self.n_tasks)
 

@@ -71,6 +71,10 @@ def _listed(value: Any) -> Any:
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
+CHOOSING = {"trees", "members", "max_members", "max_latency_ms"}
+"""Fields of a search that trials know nothing of: another choice of what serves is the same run, tested once more."""
+
+
 class SearchSpec(Spec):
     """How long and where to search."""
 

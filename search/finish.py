@@ -30,8 +30,8 @@ from mtl_bento.registry import Registry
 from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search import metrics, select
-from mtl_bento_search.arms import Arms, latency_ms, sizes_tried, too_slow
-from mtl_bento_search.config import Config
+from mtl_bento_search.arms import Arm, Arms, latency_ms, sizes_tried, too_slow
+from mtl_bento_search.config import CHOOSING, Config
 from mtl_bento_search.coverage import calibrated, coverage
 from mtl_bento_search.finals import Finals, gather, grow
 from mtl_bento_search.problem import Problem
@@ -42,6 +42,8 @@ from mtl_bento_search.study import FINALS_SHARE, Driver
 from mtl_bento_search.trees import Trees
 from mtl_bento_search.verdict import verdicts
 
+MOST_TREE_TRIALS = 30
+"""Configurations of trees that are tried a task where the number of trials bounds the search."""
 MIN_FOR_IMPORTANCE = 30
 """Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
 
@@ -122,7 +124,11 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         folder.note(tested=tested)
     with clock.phase("report"):
         result = _result(driver, choice, records, spec, looks=len(tested))
-        result |= {"blend": _blended(problem, choice), "groups": _proposed(problem, finals)}
+        result |= {
+            "chosen_by": config.search.model_dump(include=CHOOSING),
+            "blend": _blended(problem, choice),
+            "groups": _proposed(problem, finals),
+        }
         card = _card(spec, problem, records, choice)
         model = make_model(problem, choice.members, choice.blend, card=card, tasks=tasks)
         model.save(folder.path / MODEL)
