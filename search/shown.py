@@ -50,9 +50,9 @@ def shown(
         return None
     ordered = sorted(enumerate(problem.tasks), key=lambda held: not (held[1].positional or held[1].reads))
     picked = {
-        task.name: _picked(problem, t, held, rows, seed=seed)
+        task.name: _picked(problem, t, own, rows, seed=seed)
         for t, task in ordered[:MOST_TASKS]
-        if (held := answered[t]) is not None
+        if (own := answered[t]) is not None
     }
     every = np.array(sorted({row for held in picked.values() for row, _ in held}), dtype=np.int64)
     cells = {column.name: _cells(problem, column, every) for column in columns}
