@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import affinity, trees
 from mtl_bento_search.checkpoints import load_members, save_members
 from mtl_bento_search.problem import Problem
+from mtl_bento_search.run import Folder
 from mtl_bento_search.select import (
     Answers,
     Candidate,
@@ -41,6 +43,10 @@ SINGLE_CONFIGURATIONS = 3
 """Best configurations at which each task alone is trained, as far as the time allows."""
 MOST_PARTITIONS = 5
 """Partitions of the tasks that the affinities propose."""
+
+
+FINALS = "finals-"
+"""What the files begin with that hold what the finals trained, and by how many trials they were chosen."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,9 @@ def _entries(driver: Driver, proposals: Proposals, grown: Sequence[Trees | None]
             spec = driver.candidate(trial.number)[1]
             on_top = spec.model_copy(update={"network": spec.network.model_copy(update={"offset": True})})
             ordinal = driver.ordinal(trial.number)
-            yield Entry(f"trial {trial.number} on trees", "offset", on_top, tuple(names), ("offset", ordinal))
+            yield Entry(
+                f"trial {trial.number} on trees", "offset", on_top, tuple(names), ("offset", ordinal, driver.n_told())
+            )
     groups = dict.fromkeys(group for partition in proposals.partitions for group in partition if len(group) > 1)
     yield from _for_groups(driver, best, list(groups))
     if len(names) > 1:
@@ -169,37 +177,49 @@ def _for_groups(driver: Driver, trial: FrozenTrial, groups: Sequence[tuple[str, 
 def _trained(driver: Driver, entries: Sequence[Entry]) -> list[Candidate]:
     """Return the entries as candidates, trained as far as the time allows, or read back.
 
-    What nobody had time for a look at is left out.
+    What nobody had time for a look at is left out. What is trained at once is written at once: of a batch that a kill
+    cut short the other half would be stacked, and so drawn, otherwise.
     """
-    sitting, found = driver.sitting, []
-    waiting = []
-    for entry in entries:
-        path = sitting.folder.checkpoint(_file_name(entry))
-        if path.is_file():
-            found.append(Candidate(entry.name, entry.kind, tuple(load_members(path)[0]), entry.tasks))
-        else:
-            waiting.append(entry)
+    sitting = driver.sitting
+    held = _read_back(sitting.folder)
+    waiting = [entry for entry in entries if _key(entry) not in held]
     waiting = waiting[: _affordable(driver, len(waiting))]
-    if not waiting or sitting.interrupted:
-        return found
-    members = [m for entry in waiting for m in sitting.members(entry.spec, *entry.identity)]
-    trip = sitting.round(members, seed=stable_seed(sitting.seed, "finals", *(e.name for e in waiting)))
-    started = time.monotonic()
-    trip.advance(max(e.spec.training.steps for e in waiting), reference=None, deadline=sitting.deadline())
-    sitting.folder.note(final_s=(time.monotonic() - started) / len(waiting))
+    if waiting and not sitting.interrupted:
+        trained = _train(driver, waiting)
+        members = [member for own in trained.values() for member in own]
+        save_members(sitting.folder.checkpoint(f"{FINALS}{driver.n_told():05d}"), members, {"keys": list(trained)})
+        held |= trained
+    named = [(entry, held.get(_key(entry))) for entry in entries]
+    return [Candidate(entry.name, entry.kind, own, entry.tasks) for entry, own in named if own is not None]
+
+
+def _train(driver: Driver, entries: Sequence[Entry]) -> dict[str, tuple[Trained, ...]]:
+    """Return the members of entries by key, those that had a look."""
+    sitting, n = driver.sitting, driver.sitting.n_splits
+    members = [m for entry in entries for m in sitting.members(entry.spec, *entry.identity)]
+    trip = sitting.round(members, seed=stable_seed(sitting.seed, "finals", *(e.name for e in entries)))
+    trip.advance(max(e.spec.training.steps for e in entries), reference=None, deadline=sitting.deadline())
     held = trip.members()
-    n = sitting.n_splits
-    for i, entry in enumerate(waiting):
+    found = {}
+    for i, entry in enumerate(entries):
         places = [held[p] for p in range(i * n, (i + 1) * n)]
         if all(math.isfinite(stack.states[k].score) for stack, k in places):
-            own = tuple(stack.trained(k) for stack, k in places)
-            save_members(sitting.folder.checkpoint(_file_name(entry)), own, {"name": entry.name})
-            found.append(Candidate(entry.name, entry.kind, own, entry.tasks))
+            found[_key(entry)] = tuple(stack.trained(k) for stack, k in places)
     return found
 
 
-def _file_name(entry: Entry) -> str:
-    return f"final-{stable_seed(*entry.identity):016x}"
+def _read_back(folder: Folder) -> dict[str, tuple[Trained, ...]]:
+    """Return what earlier finals of the run trained, by key."""
+    found: dict[str, tuple[Trained, ...]] = {}
+    for path in folder.checkpoints(FINALS):
+        members, info = load_members(path)
+        n = len(members) // max(1, len(info["keys"]))
+        found |= {key: tuple(members[i * n : (i + 1) * n]) for i, key in enumerate(info["keys"])}
+    return found
+
+
+def _key(entry: Entry) -> str:
+    return f"{stable_seed(*entry.identity):016x}"
 
 
 def _affordable(driver: Driver, n: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -332,7 +333,9 @@ def measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarra
     held = known_rows(truth)
     if not held.any():
         return float("nan")
-    return METRICS[name].score(truth[held], scored[held], None if weights is None else weights[held])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
+        return METRICS[name].score(truth[held], scored[held], None if weights is None else weights[held])
 
 
 Interval = tuple[float, float]

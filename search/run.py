@@ -268,6 +268,10 @@ class Folder:
         """Return the path of a weights file."""
         return self.path / CHECKPOINTS / f"{name}.safetensors"
 
+    def checkpoints(self, prefix: str) -> list[Path]:
+        """Return the paths of the weights files whose names begin so, in order."""
+        return sorted((self.path / CHECKPOINTS).glob(f"{prefix}*.safetensors"))
+
 
 def difference(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
     """Return the path and both values of the first difference of two specs, or an empty string."""

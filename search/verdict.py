@@ -107,14 +107,15 @@ def _record(
     scored = {arm: task.scored(answer) for arm, answer in answers.items() if answer is not None}
     others = [arm for arm in OPPONENTS if arm in scored]
     every = {
-        arm: {name: _measure(name, truth, scored[arm], weights) for name in task.metrics} for arm in ("ours", *others)
+        arm: {name: metrics.measure(name, truth, scored[arm], weights) for name in task.metrics}
+        for arm in ("ours", *others)
     }
     values = {
-        arm: every[arm][task.metric] if arm in every else _measure(task.metric, truth, each, weights)
+        arm: every[arm][task.metric] if arm in every else metrics.measure(task.metric, truth, each, weights)
         for arm, each in scored.items()
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in `_measure`
+        warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
         own, differences = metrics.compared(
             task.metric, truth, scored["ours"], [scored[arm] for arm in others], weights=weights
         )
@@ -198,9 +199,3 @@ def names(served: Served) -> str:
 def told(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return the opponents that records speak of, in their order."""
     return [arm for arm in OPPONENTS if any(arm in record["against"] for record in records)]
-
-
-def _measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
-        return metrics.measure(name, truth, scored, weights)
