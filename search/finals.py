@@ -180,15 +180,15 @@ def _trained(driver: Driver, entries: Sequence[Entry]) -> list[Candidate]:
     What nobody had time for a look at is left out. What is trained at once is written at once: of a batch that a kill
     cut short the other half would be stacked, and so drawn, otherwise.
     """
-    sitting = driver.sitting
-    held = _read_back(sitting.folder)
+    sitting, name = driver.sitting, f"{FINALS}{driver.n_told():05d}"
+    held = _read_back(sitting.folder, name)
     waiting = [entry for entry in entries if _key(entry) not in held]
     waiting = waiting[: _affordable(driver, len(waiting))]
     if waiting and not sitting.interrupted:
-        trained = _train(driver, waiting)
-        members = [member for own in trained.values() for member in own]
-        save_members(sitting.folder.checkpoint(f"{FINALS}{driver.n_told():05d}"), members, {"keys": list(trained)})
-        held |= trained
+        held |= _train(driver, waiting)
+        members = [member for own in held.values() for member in own]
+        save_members(sitting.folder.checkpoint(name), members, {"keys": list(held)})
+        sitting.folder.keep_only(name, FINALS)
     named = [(entry, held.get(_key(entry))) for entry in entries]
     return [Candidate(entry.name, entry.kind, own, entry.tasks) for entry, own in named if own is not None]
 
@@ -208,14 +208,14 @@ def _train(driver: Driver, entries: Sequence[Entry]) -> dict[str, tuple[Trained,
     return found
 
 
-def _read_back(folder: Folder) -> dict[str, tuple[Trained, ...]]:
-    """Return what earlier finals of the run trained, by key."""
-    found: dict[str, tuple[Trained, ...]] = {}
-    for path in folder.checkpoints(FINALS):
-        members, info = load_members(path)
-        n = len(members) // max(1, len(info["keys"]))
-        found |= {key: tuple(members[i * n : (i + 1) * n]) for i, key in enumerate(info["keys"])}
-    return found
+def _read_back(folder: Folder, name: str) -> dict[str, tuple[Trained, ...]]:
+    """Return what finals after as many trials have trained already, by key."""
+    path = folder.checkpoint(name)
+    if not path.is_file():
+        return {}
+    members, info = load_members(path)
+    n = len(members) // max(1, len(info["keys"]))
+    return {key: tuple(members[i * n : (i + 1) * n]) for i, key in enumerate(info["keys"])}
 
 
 def _key(entry: Entry) -> str:

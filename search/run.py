@@ -268,9 +268,11 @@ class Folder:
         """Return the path of a weights file."""
         return self.path / CHECKPOINTS / f"{name}.safetensors"
 
-    def checkpoints(self, prefix: str) -> list[Path]:
-        """Return the paths of the weights files whose names begin so, in order."""
-        return sorted((self.path / CHECKPOINTS).glob(f"{prefix}*.safetensors"))
+    def keep_only(self, name: str, prefix: str) -> None:
+        """Remove the weights files whose names begin so, but one."""
+        for path in (self.path / CHECKPOINTS).glob(f"{prefix}*.safetensors"):
+            if path != self.checkpoint(name):
+                path.unlink()
 
 
 def difference(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:

@@ -29,7 +29,8 @@ class Block:
 
     name: str
     columns: Sequence[str]
-    encoder: Mapping[str, Any]
+    encoder: Mapping[str, Any] | None
+    """None where trees alone read it."""
 
     @property
     def title(self) -> str:
@@ -44,7 +45,7 @@ class Block:
     @property
     def words(self) -> str:
         """What the encoder is, in words."""
-        return spec(self.encoder) or "default"
+        return "as it is" if self.encoder is None else spec(self.encoder) or "default"
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def test_the_comparison_has_a_row_a_task(run: Run) -> None:
     frame = run.comparison
     assert list(frame["task"]) == list(TARGETS)
     keys = ["difference", "lower", "upper", "p", "verdict", "smallest"]
-    against = ["single_task", *(f"single_task_{key}" for key in keys)]
+    opponents = ("single_task", "ensemble", "trees")
+    against = [column for arm in opponents for column in (arm, *(f"{arm}_{key}" for key in keys))]
     assert list(frame.columns) == ["task", "metric", "ours", *against, "served_by"]
     assert ((frame["single_task_lower"] <= frame["single_task_upper"]) | frame["single_task_lower"].isna()).all()
 
@@ -99,7 +100,7 @@ def test_result_frame_card_and_page_say_the_same(run: Run) -> None:
 
 
 def test_every_arm_is_in_the_record_and_what_learned_nothing_loses_one(run: Run) -> None:
-    arms = {"ours", "single_task", "single_task_default", "shared_default", "trivial"}
+    arms = {"ours", "single_task", "single_task_default", "shared_default", "trivial", "ensemble", "trees", "networks"}
     for record in run.result["tasks"]:
         assert set(record["values"]) == set(record["losses"]) == arms
         # Of the test rows' labels, by the shares of the training rows: about the entropy of the latter.
@@ -214,7 +215,8 @@ def test_a_run_that_goes_on_with_fewer_cores_stacks_as_where_it_was_made(
     monkeypatch.setattr(Recorder, "sizes", [])
     longer = small_search(tmp_path / "small", n_trials=7)
     assert longer.result["packing"] == packing
-    assert max(Recorder.sizes) == 2  # six trials for three workers; for one they would be stacks of all of a kind
+    # Six trials for three workers, and eight networks of the finals: for one they would be stacks of all of a kind.
+    assert max(Recorder.sizes) == 3
 
 
 def test_a_search_that_runs_out_of_memory_ends_as_one_of_smaller_stacks_and_says_so(
