@@ -127,8 +127,8 @@ def tune(
 
 def _boosted(problem: Problem, t: int) -> Boosted | None:
     """Return how trees learn a task, or None where they cannot."""
-    labels = problem.dataset.targets[t]
-    boosted = problem.tasks[t].boosted(labels)
+    task = problem.tasks[t]
+    boosted = None if task.positional else task.boosted(problem.dataset.targets[t])  # trees answer rows as a whole
     if boosted is None:
         return None
     weights = _label_weights(problem, t)
