@@ -93,7 +93,8 @@ class Client:
             data: a table, which goes out in parts that the service takes; or rows as a list of dicts, which are
                 answered by a list of dicts as `POST /predict` answers. A picture is bytes, a path of a file (as text
                 only where the input is one of pictures), or an image of Pillow's.
-            output: for tables, "labels" gives the targets as columns, "full" probabilities and intervals beside them.
+            output: for tables, "labels" gives the targets as columns, "full" probabilities, intervals and prediction
+                sets beside them.
 
         Raises:
             SourceError: no service answers.
@@ -330,11 +331,12 @@ def _flat(target: str, answer: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 def _array(values: list[Any], kind: str) -> pa.Array:
     import pyarrow as pa
 
+    listed = re.fullmatch(r"list<\w+: (\w+)>", kind)  # a prediction set
     try:
-        wanted = pa.type_for_alias(kind)
-    except ValueError:  # a nested type has no name that can be read back
+        wanted = pa.type_for_alias(listed[1] if listed else kind)
+    except ValueError:  # other nested types have no name that can be read back
         return pa.array(values)
-    return pa.array(values, wanted)
+    return pa.array(values, pa.list_(wanted) if listed else wanted)
 
 
 def _plain(value: Any) -> Any:

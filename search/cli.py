@@ -32,6 +32,7 @@ from mtl_bento_search.progress import Progress, Terminal, clock_text, wide_conso
 from mtl_bento_search.protocol import looks_like_split
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import REPORT, Folder, Run
+from mtl_bento_search.verdict import NOUNS, OPPONENTS, RULE, SAME, WORSE, told
 
 YAML = (".yaml", ".yml")
 
@@ -222,14 +223,17 @@ def show_result(run: Run) -> None:
     """Print what a run found, where the report lies, and what to type next."""
     result, console = run.result, wide_console()
     grid = Table(title=f"Test: {result['rows']['test']:,} locked rows", title_justify="left")
-    for heading in ("task", "metric", "ours", "single-task", "better by (95 % interval)", "verdict"):
+    opponents = told(result["tasks"])
+    for heading in ("task", "metric", "ours", *(f"against {OPPONENTS[arm]}" for arm in opponents)):
         grid.add_column(heading, overflow="fold")
     for task in result["tasks"]:
-        figures = [_figure(task[key]) for key in ("ours", "single_task", "difference")]
-        same = task["served_by"] == task["compared_with"]
-        better = "same network" if same else f"{figures[2]} ({_figure(task['lower'])} to {_figure(task['upper'])})"
-        grid.add_row(escape(task["task"]), task["metric"], *figures[:2], better, task["verdict"])
+        against = [_against(task["against"].get(arm)) for arm in opponents]
+        grid.add_row(escape(task["task"]), task["metric"], _figure(task["ours"]), *against)
     console.print(grid)
+    for line in _losing(result["tasks"], opponents):
+        click.echo(line)
+    if opponents:
+        console.print(RULE, style="dim", highlight=False)
     trials, phases = result["trials"], result["phases_s"]
     total = sum(phases.values()) or 1.0
     click.echo(
@@ -244,6 +248,36 @@ def show_result(run: Run) -> None:
         )
     click.echo(f"Report: {run.folder / REPORT}")
     click.echo(f"Next:   mtl-bento package {shlex.quote(str(run.folder))}")
+
+
+def _against(held: dict[str, Any] | None) -> str:
+    """Return what the test says against an opponent: its figure and the verdict, and the difference below."""
+    if held is None:
+        return "-"
+    first = f"{_figure(held['value'])} {held['verdict']}"
+    if held["verdict"] == SAME or held["difference"] is None:
+        return first
+    second = f"{_signed(held['difference'])} ({_signed(held['lower'])} to {_signed(held['upper'])})"
+    least = "" if held["smallest"] is None else f", could show {_figure(held['smallest'])}"
+    return f"{first}{least}\n{second}"
+
+
+def _losing(records: list[dict[str, Any]], opponents: list[str]) -> list[str]:
+    """Return a line for each opponent that is better on some task: which, and by how much."""
+    lines = []
+    for arm in opponents:
+        worse = [
+            f"{r['task']} by {_figure(-held['difference'])} ({_figure(-held['upper'])} to {_figure(-held['lower'])})"
+            for r in records
+            if (held := r["against"].get(arm)) is not None and held["verdict"] == WORSE
+        ]
+        if worse:
+            lines.append(f"{NOUNS[arm][:1].upper()}{NOUNS[arm][1:]} are better on " + ", ".join(worse) + ".")
+    return lines
+
+
+def _signed(value: float | None) -> str:
+    return _figure(value) if value is None or value < 0 else f"+{_figure(value)}"
 
 
 def _figure(value: float | None) -> str:
@@ -295,7 +329,8 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
             grid.add_column(heading, overflow="fold")
         for r in records:
             spread = f"{_figure(r['lower'])} to {_figure(r['upper'])}"
-            grid.add_row(escape(r["task"]), r["metric"], _figure(r["value"]), spread, f"{r['n']:,}")
+            metric = f"coverage (aim {r['level']:g})" if "level" in r else r["metric"]
+            grid.add_row(escape(r["task"]), metric, _figure(r["value"]), spread, f"{r['n']:,}")
         wide_console().print(grid)
 
 

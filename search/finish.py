@@ -26,80 +26,100 @@ from mtl_bento.network import Trained
 from mtl_bento.registry import Registry
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.trunks._base import TRUNKS
-from mtl_bento_search import metrics, select
+from mtl_bento_search import select
 from mtl_bento_search.finals import single_task_candidates
 from mtl_bento_search.problem import Problem
-from mtl_bento_search.run import MODEL
-from mtl_bento_search.select import Choice
+from mtl_bento_search.run import MODEL, RESULT_VERSION, plain
+from mtl_bento_search.select import Candidate, Choice
+from mtl_bento_search.shown import shown
 from mtl_bento_search.study import Driver
+from mtl_bento_search.trivial import constant_answer
+from mtl_bento_search.verdict import verdicts
 
 MIN_FOR_IMPORTANCE = 30
 """Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
 
 
-def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
-    """Score the chosen members and their single-task networks on the locked rows; return one record per task."""
+def served(problem: Problem, choice: Choice) -> list[np.ndarray]:
+    """Return what is served for each task on the locked rows, [B, O] each; nothing where there are none."""
     rows = problem.protocol.test
     if not len(rows):
         return []
-    dataset = problem.dataset
-    each = select.answers_by_member(choice.members, dataset, rows)
-    ours = [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
-    singles = [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(choice.single)]
+    each = select.answers_by_member(choice.members, problem.dataset, rows)
+    return [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
+
+
+def test(
+    problem: Problem,
+    choice: Choice,
+    ours: Sequence[np.ndarray],
+    default: Candidate,
+    singles: Sequence[Candidate],
+) -> list[dict[str, Any]]:
+    """Score what is served and what else a user could have had on the locked rows; return one record per task.
+
+    Args:
+        problem: whose test rows are scored.
+        choice: what is served.
+        ours: its answers on the test rows, [B, O] a task.
+        default: trial 0.
+        singles: each task alone at the defaults.
+    """
+    rows = problem.protocol.test
+    if not len(rows):
+        return []
+    dataset, names = problem.dataset, problem.names
+
+    def alone(candidates: Sequence[Candidate]) -> list[np.ndarray | None]:
+        return [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(candidates)]
+
+    learned = torch.from_numpy(problem.protocol.learned)
+    targets = [target.cpu() for target in dataset.targets]
+    constants = [constant_answer(task, y[learned]) for task, y in zip(dataset.tasks, targets, strict=True)]
+    arms: dict[str, Sequence[np.ndarray | None]] = {
+        "ours": list(ours),
+        "single_task": alone(choice.single),
+        "single_task_default": alone(singles),
+        "shared_default": select.answers(default.members, dataset, rows),
+        "trivial": [np.broadcast_to(constant, (len(rows), len(constant))) for constant in constants],
+    }
+    served_by = {
+        "ours": choice.served_by,
+        "single_task": [c.name for c in choice.single],
+        "single_task_default": [c.name for c in singles],
+        "shared_default": [default.name] * len(names),
+        "trivial": ["learned nothing"] * len(names),
+    }
     weights = None if dataset.weights is None else dataset.weights.cpu().numpy()[rows]
-    records = []
-    for t, task in enumerate(problem.placed(rows)):
-        truth = task.truth(problem.table[task.name].take(pa.array(rows)))
-        mine, single = task.scored(ours[t]), task.scored(singles[t])
-        same = choice.served_by[t] == choice.single[t].name
-        own, (low, high) = _intervals(task.metric, truth, mine, single, weights, same=same)
-        higher = metrics.METRICS[task.metric].higher_is_better
-        value, alone = (metrics.measure(task.metric, truth, scored, weights) for scored in (mine, single))
-        records.append(
-            {
-                "task": task.name,
-                "kind": task.spec.kind,
-                "metric": task.metric,
-                "higher_is_better": higher,
-                "ours": value,
-                "interval": own,
-                "single_task": alone,
-                "difference": 0.0 if same else (value - alone) * (1 if higher else -1),
-                "lower": low,
-                "upper": high,
-                "verdict": verdict(low, high, same=same),
-                "served_by": choice.served_by[t],
-                "compared_with": choice.single[t].name,
-                "n_test": int(metrics.known_rows(truth).sum()),
-                "metrics": {name: _quiet(name, truth, mine, weights) for name in task.metrics},
-                "single_task_metrics": {name: _quiet(name, truth, single, weights) for name in task.metrics},
-            }
-        )
-    return records
+    held_rows = problem.table.take(pa.array(rows))
+    placed = problem.placed(rows)
+    return verdicts(
+        placed,
+        [task.truth(held_rows[task.name]) for task in placed],
+        arms,
+        served_by={arm: [{name: 1.0} for name in held] for arm, held in served_by.items()},
+        losses={arm: _losses(answers, problem, rows, weights) for arm, answers in arms.items()},
+        weights=weights,
+    )
 
 
-def _intervals(
-    name: str, truth: np.ndarray, mine: np.ndarray, single: np.ndarray, weights: np.ndarray | None, *, same: bool
-) -> tuple[metrics.Interval, metrics.Interval]:
-    """Return the intervals of our metric and of its difference to single-task; 0 where both are one network."""
-    if same:
-        return metrics.interval(name, truth, mine, weights=weights), (0.0, 0.0)
-    return metrics.paired_intervals(name, truth, mine, single, weights=weights)
-
-
-def verdict(low: float, high: float, *, same: bool) -> str:
-    """Return what an interval of the difference to single-task says: better, worse, or nothing shown."""
-    if same:
-        return "single-task kept"
-    if not np.isfinite([low, high]).all():
-        return "not measurable"
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-
-
-def _quiet(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
-        return metrics.measure(name, truth, scored, weights)
+def _losses(
+    answers: Sequence[np.ndarray | None], problem: Problem, rows: np.ndarray, weights: np.ndarray | None
+) -> list[float]:
+    """Return the mean loss of an arm on each task, in units of the trivial predictor's; NaN where it has none."""
+    dataset, found = problem.dataset, []
+    for t, (task, answer) in enumerate(zip(dataset.tasks, answers, strict=True)):
+        if answer is None:
+            found.append(float("nan"))
+            continue
+        targets = dataset.targets[t].cpu()[torch.from_numpy(rows)]
+        losses = task.answer_losses(torch.from_numpy(np.array(answer)), targets).double().numpy()
+        known = ~np.isnan(losses)
+        weight = np.ones(len(rows)) if weights is None else weights
+        total = float(weight[known].sum())
+        mean = float((weight[known] * losses[known]).sum()) / total if total else float("nan")
+        found.append(mean / float(dataset.trivial[t]))
+    return found
 
 
 def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +133,8 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
         choice = select.choose(driver.candidate(best.number)[0], singles, problem.dataset)
-        records = test(problem, choice)
+        ours = served(problem, choice)
+        records = test(problem, choice, ours, driver.references.default, driver.references.singles)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
         tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
         folder.note(tested=tested)
@@ -121,6 +142,7 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
         result = _result(driver, choice, records, spec, looks=len(tested))
         model = make_model(problem, choice.members, choice.blend, card=_card(spec, problem, records, choice))
         model.save(folder.path / MODEL)
+        result["shown"] = shown(problem, model, ours, seed=sitting.seed)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s
@@ -147,15 +169,16 @@ def _card(spec: dict[str, Any], problem: Problem, records: list[dict[str, Any]],
         "split_sha256": problem.protocol.digest(),
         "n_train": len(problem.protocol.learned),
         "n_test": len(problem.protocol.test),
-        "metrics": {r["task"]: _finite(r["metrics"]) for r in records},
-        "verdicts": {r["task"]: r["verdict"] for r in records},
+        "metrics": {r["task"]: plain(r["metrics"]) for r in records},
+        "verdicts": {r["task"]: {arm: _told(held) for arm, held in r["against"].items()} for r in records},
         "served_by": dict(zip(problem.names, choice.served_by, strict=True)),
         "requires": requirements(problem, choice.members),
     }
 
 
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+def _told(against: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison as a model's card tells it."""
+    return {key: value for key, value in plain(against).items() if key != "metrics"}
 
 
 def requirements(problem: Problem, members: Sequence[Trained]) -> list[str]:
@@ -189,7 +212,7 @@ def _result(
     best = driver.best_trial()
     n_valid = sum(len(valid) for _, valid in problem.protocol.splits)
     return {
-        "version": 1,
+        "version": RESULT_VERSION,
         "name": spec["name"],
         "seed": driver.sitting.seed,
         "device": str(problem.dataset.device),

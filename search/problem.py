@@ -132,6 +132,8 @@ def make_task(
     task_class = TASKS.class_of(type(spec))
     if unknown := set(task_class.metrics) - set(METRICS):
         raise SpecError(f"Task kind {kind!r} names metrics that do not exist: {listing(sorted(unknown))}; see METRICS.")
+    if given := sorted(set(options) & set(task_class.learned)):
+        raise SpecError(f"Target {name!r}: {given[0]} is learned from rows that no network learned; remove the key.")
     known = task_class.survey(spec, values)
     return task_class(task_class.fit(known, values if learned is None else values.take(pa.array(learned))))
 

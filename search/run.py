@@ -35,10 +35,13 @@ from mtl_bento.errors import RunError, listing
 from mtl_bento.model import Model
 from mtl_bento_search.checkpoints import load_members
 from mtl_bento_search.storage import STUDY, answering, open_storage, repair_journal
+from mtl_bento_search.verdict import names, told
 
 SPEC, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
     "spec.yaml", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
 )  # fmt: skip
+RESULT_VERSION = 2
+"""Of result.json: 2 compares every task with several opponents."""
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 """What a file system says that is full, read-only or broken."""
 
@@ -68,11 +71,16 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """Every figure of the report; raises RunError where the run has none yet."""
+        """Every figure of the report; raises RunError where the run has none yet, or one of another version."""
         path = self.folder / RESULT
         if not path.is_file():
             raise RunError(f"{self.folder} has no result yet; run the same search again to finish it.")
         data: dict[str, Any] = json.loads(path.read_bytes())
+        if (version := data.get("version")) != RESULT_VERSION:
+            raise RunError(
+                f"{path} is of version {version}, this mtl-bento reads version {RESULT_VERSION}; "
+                "run the same search again: it keeps the trials and writes the result anew."
+            )
         return data
 
     @property
@@ -94,10 +102,20 @@ class Run:
 
     @property
     def comparison(self) -> Any:
-        """A frame with a row per task: metric, ours, single-task, difference, its interval, verdict, who serves it."""
+        """A frame with a row per task: metric, ours, who serves it, and what the test says against each opponent.
+
+        The columns of an opponent are its figure by name (`single_task`, `trees`, ...), and `OPPONENT_difference`,
+        `_lower`, `_upper`, `_p` (before Holm's correction), `_verdict`, `_smallest`; see `mtl_bento_search.verdict`.
+        """
         tasks = self.result["tasks"]
-        names = ("task", "metric", "ours", "single_task", "difference", "lower", "upper", "verdict", "served_by")
-        return tables.like(pa.table({name: [task[name] for task in tasks] for name in names}), "frame")
+        columns: dict[str, list[Any]] = {name: [task[name] for task in tasks] for name in ("task", "metric", "ours")}
+        for arm in told(tasks):
+            held = [task["against"].get(arm, {}) for task in tasks]
+            columns[arm] = [against.get("value") for against in held]
+            for key in ("difference", "lower", "upper", "p", "verdict", "smallest"):
+                columns[f"{arm}_{key}"] = [against.get(key) for against in held]
+        columns["served_by"] = [names(task["served_by"]) for task in tasks]
+        return tables.like(pa.table(columns), "frame")
 
     def leaderboard(self) -> Any:
         """A frame with a row per trial, the best first: number, state, gain, each task's gain, parameters."""
@@ -237,9 +255,10 @@ class Folder:
         write_file(self.path / STATE, to_json(self._state))
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return result.json, or None where the run has none yet."""
+        """Return result.json, or None where the run has none yet, or one of another version."""
         path = self.path / RESULT
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        held: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        return held if held.get("version") == RESULT_VERSION else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""

@@ -35,14 +35,18 @@ def answers(members: Sequence[Trained], dataset: Dataset, rows: np.ndarray) -> l
 
 
 def answers_by_member(members: Sequence[Trained], dataset: Dataset, rows: np.ndarray) -> list[np.ndarray]:
-    """Return the answers of each trained member on rows [B]: [members, B, O] for each task."""
+    """Return the answers of each trained member on rows [B]: [members, B, O] for each task.
+
+    Offset networks answer on top of the dataset's margins, which are out of fold: as rows that trees never learned.
+    """
     index = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(dataset.device)
     held: list[list[np.ndarray]] = [[np.empty(0)] * len(members) for _ in dataset.tasks]
     with torch.inference_mode():
         for places, network in stacks(members, dataset.inputs, dataset.tasks):
             network.to(device=dataset.device, dtype=dataset.dtype)
             at_once = network.rows_at_once(CHUNK)
-            chunks = [network.answers(dataset.inputs_of(i.unsqueeze(0))) for i in index.split(at_once)]
+            held_rows = [i.unsqueeze(0) for i in index.split(at_once)]
+            chunks = [network.answers(dataset.inputs_of(i), dataset.margins_of(i, network)) for i in held_rows]
             for t, parts in enumerate(zip(*chunks, strict=True)):
                 joined = torch.cat(parts, 1).cpu().numpy()  # [K, B, O]
                 for row, place in enumerate(places):
