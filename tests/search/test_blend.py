@@ -28,7 +28,39 @@ def test_equally_good_candidates_share_and_a_far_worse_one_does_not() -> None:
 
 def test_copies_of_one_candidate_gain_nothing_and_one_takes_all() -> None:
     answers = [TRUTH + NOISE[0]] * 3
-    np.testing.assert_array_equal(pick(answers, ["shared", "single", "trees"], squared(TRUTH)), [1, 0, 0])
+    np.testing.assert_array_equal(pick(answers, ["shared"] * 3, squared(TRUTH)), [1, 0, 0])
+
+
+def test_shares_are_drawn_by_a_quarter_towards_the_best_of_each_kind() -> None:
+    # 1 and -1 cancel: half each of the second and third. The best of each kind are the second, third and fourth, their
+    # mean .2 off: a third each. Drawn by a quarter that is .05 off, which no row loss of 0 is clearly better than when
+    # each row also errs by 10 in a way of its own.
+    own = 10 * NOISE[0]
+    answers = [TRUTH + own + error for error in (3.0, 1.0, -1.0, 0.6)]
+    kinds = ["shared", "shared", "trees", "offset"]
+    chosen = pick(answers, kinds, squared(TRUTH), drawn=0)
+    expected = 0.75 * chosen + 0.25 * np.array([0, 1, 1, 1]) / 3
+    np.testing.assert_allclose(pick(answers, kinds, squared(TRUTH)), expected)
+
+
+def test_shares_are_not_drawn_towards_a_kind_that_would_cost_clearly() -> None:
+    answers = [TRUTH + 0.1 * NOISE[0], TRUTH + NOISE[1]]  # errors .01 and 1: an eighth of the latter costs .0156
+    np.testing.assert_array_equal(pick(answers, ["trees", "shared"], squared(TRUTH)), [1, 0])
+
+
+def test_shares_are_not_drawn_where_that_would_take_more_candidates_than_allowed() -> None:
+    answers = [TRUTH + NOISE[0], TRUTH + NOISE[1]]
+    np.testing.assert_array_equal(np.sort(pick(answers, ["trees", "shared"], squared(TRUTH), most=1)), [0, 1])
+
+
+@pytest.mark.parametrize(("kind", "shares"), [("single", [0, 1, 0]), ("group", [10 / 12, 1 / 12, 1 / 12])])
+def test_what_learned_alone_serves_where_it_is_clearly_better_than_the_mixture(kind: str, shares: list[float]) -> None:
+    # Losses that mix as answers do. The first has the lowest, .999 on average; drawn towards all it is .042 worse, less
+    # than a standard error (.1 * 5 / sqrt(100) = .05). The second is .04 better than that on every row.
+    noise = np.where(np.arange(100) % 2, 5.0, -5.0)
+    losses = [1 - 0.001 - 0.1 * noise, np.ones(100), 1.5 + noise]
+    found = pick([loss[:, None] for loss in losses], ["shared", kind, "offset"], lambda answers: answers[:, 0])
+    np.testing.assert_allclose(found, shares)
 
 
 def test_a_pick_that_saves_less_than_the_threshold_is_not_made() -> None:
