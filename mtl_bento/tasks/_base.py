@@ -46,6 +46,9 @@ class Task(ABC, Generic[AnySpec]):
     metrics: ClassVar[tuple[str, ...]]
     """Names of the metrics that this kind reports, the default first (`mtl_bento_search.metrics` computes them)."""
 
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts P of its loss that a search weighs against each other; none where the loss is one whole."""
+
     positional: ClassVar[bool] = False
     """Whether it answers by position: outputs [K, M, B, L, O], targets [B, L], answers [B, L * O'] side by side."""
 
@@ -124,6 +127,10 @@ class Task(ABC, Generic[AnySpec]):
         outputs [K, M, B, O], targets [K or 1, 1, B, ...] -> [K, M, B]; finite (any value) where the label is missing.
         """
 
+    def row_parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the same by part, [K, M, B, P] in the order of `parts`; their sum is `row_losses`."""
+        return self.row_losses(outputs, targets).unsqueeze(-1)
+
     def label_weights(self, targets: Tensor, weights: Tensor | None = None) -> Tensor | None:
         """Return each label's weight in the loss [..., B], 0 where it is missing; None where all are 1.
 
@@ -142,9 +149,17 @@ class Task(ABC, Generic[AnySpec]):
         """
         return self.mean_loss(outputs, targets, self.label_weights(targets, weights))
 
-    def mean_loss(self, outputs: Tensor, targets: Tensor, label_weights: Tensor | None) -> Tensor:
-        """Return the same with the weight of each label [K or 1, B] already known, as training has it once for all."""
-        losses = self.row_losses(outputs, targets.unsqueeze(1))  # [K, M, B]
+    def mean_loss(
+        self, outputs: Tensor, targets: Tensor, label_weights: Tensor | None, part_weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the same with the weight of each label [K or 1, B] already known, as training has it once for all.
+
+        `part_weights` [K, P] weigh the parts of each member's loss; None where all are 1.
+        """
+        if part_weights is None:
+            losses = self.row_losses(outputs, targets.unsqueeze(1))  # [K, M, B]
+        else:
+            losses = (self.row_parts(outputs, targets.unsqueeze(1)) * part_weights[:, None, None]).sum(-1)
         if label_weights is None:
             return losses.mean((1, 2))
         weight = label_weights.to(losses.dtype)

@@ -36,8 +36,6 @@ class BoxSpec(TaskSpec):
     kind: Literal["box"] = "box"
     image: str | None = None
     """The picture that the box lies in, where there are several."""
-    coordinates: Annotated[float, Field(gt=0)] = 1.0
-    """How much the box counts in the loss beside whether there is an object."""
     share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the labelled training rows that have an object."""
 
@@ -47,13 +45,14 @@ class BoxSpec(TaskSpec):
 
 @TASKS.register(BoxSpec)
 class Box(Task[BoxSpec]):
-    """Log loss of the object in nats, and for known boxes `coordinates` times mean absolute error plus 1 - GIoU.
+    """Log loss of the object in nats, and for known boxes mean absolute error plus 1 - GIoU: two parts, weighed apart.
 
     The generalised IoU (Rezatofighi et al., CVPR 2019) has a gradient also where boxes lie apart. Answers are the
     object's probability and the four shares, [B, 5]; targets are 1, x, y, w, h, or 0 and four NaN without an object.
     """
 
     metrics = ("mean_iou", "iou_50", "object_average_precision")
+    parts = ("objectness", "coordinates")
 
     @property
     def reads(self) -> str | None:
@@ -89,13 +88,17 @@ class Box(Task[BoxSpec]):
         return ~targets[..., 0].isnan()
 
     def row_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """outputs [K, M, B, 5], targets [K or 1, 1, B, 5] -> nats and box losses [K, M, B]."""
+        """outputs [K, M, B, 5], targets [K or 1, 1, B, 5] -> nats plus box losses [K, M, B]."""
+        return self.row_parts(outputs, targets).sum(-1)
+
+    def row_parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 5], targets [K or 1, 1, B, 5] -> nats and box losses [K, M, B, 2]."""
         logit, known = outputs[..., 0], ~targets.isnan()
         truth = zero_fill(targets, known).to(outputs.dtype)
         boxes = _box_losses(outputs[..., 1:].sigmoid(), truth[..., 1:])
         # Masked by `where`: a product with 0 would keep the gradients of boxes that are not there.
         boxes = torch.where(known[..., 1], boxes, 0.0)
-        return softplus(logit) - logit * truth[..., 0] + self.spec.coordinates * boxes
+        return torch.stack([softplus(logit) - logit * truth[..., 0], boxes], -1)
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the object's probability and the box, [..., 5]."""
@@ -106,7 +109,7 @@ class Box(Task[BoxSpec]):
         p, there = answers[..., 0], targets[..., 0]
         nats = -torch.where(there == 1, p, 1 - p).clamp_min(1e-7).log()
         boxes = _box_losses(answers[..., 1:], zero_fill(targets, ~targets.isnan())[..., 1:].to(answers.dtype))
-        losses = nats + self.spec.coordinates * torch.where(there == 1, boxes, 0.0)
+        losses = nats + torch.where(there == 1, boxes, 0.0)
         return torch.where(self.known(targets), losses, torch.nan)
 
     def trivial_loss(self, targets: Tensor) -> float:

@@ -58,9 +58,9 @@ def test_loss_is_the_objects_and_the_boxs_by_hand() -> None:
     targets = torch.tensor([[[1, 0.6, 0.5, 0.2, 0.2]]], dtype=torch.float64)
     expected = math.log(2) + 0.1 / 4 + 2 / 3
     assert fit().loss(outputs, targets).item() == pytest.approx(expected, abs=1e-6)
-    assert fit(coordinates=3).loss(outputs, targets).item() == pytest.approx(
-        math.log(2) + 3 * (0.025 + 2 / 3), abs=1e-6
-    )
+    weights = torch.tensor([[0.5, 3.0]], dtype=torch.float64)
+    weighed = fit().mean_loss(outputs, targets, None, weights)
+    assert weighed.item() == pytest.approx(0.5 * math.log(2) + 3 * (0.025 + 2 / 3), abs=1e-6)
     nothing = torch.tensor([[[0] + [NAN] * 4]], dtype=torch.float64)
     assert fit().loss(outputs, nothing).item() == pytest.approx(math.log(2))
 
