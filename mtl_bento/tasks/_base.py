@@ -75,9 +75,18 @@ class Task(ABC, Generic[AnySpec]):
         """The input column whose positions or picture it speaks of; None where it is none, or the only one there is."""
         return None
 
-    def suited(self, column: Column) -> Column:
-        """Return an input column of the kind that it reads, as it needs it: a picture with a grid of its own shape."""
+    def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
+        """Return an input column of the kind that it reads, as it needs it: a picture with a grid of its own shape.
+
+        `table` holds that column and the target; `rows` are the indices of the training rows.
+        """
+        del table, rows
         return column
+
+    def describe(self) -> str:
+        """Return what the target is in a few words: its labels, or "number"."""
+        classes = self.card().get("classes")
+        return "number" if classes is None else listing(map(str, classes))
 
     def place(self, table: pa.Table, columns: Sequence[Column]) -> Self:
         """Return the task for the rows of a table, where labels and answers cannot be read without the inputs.
@@ -87,6 +96,12 @@ class Task(ABC, Generic[AnySpec]):
         """
         del table, columns
         return self
+
+    @classmethod
+    def recognises(cls, values: pa.ChunkedArray) -> bool:
+        """Return whether some labels, none missing, can only be meant as this kind, where the user names none."""
+        del values
+        return False
 
     @classmethod
     def survey(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:

@@ -60,6 +60,12 @@ class Box(Task[BoxSpec]):
         return self.spec.image
 
     @classmethod
+    def recognises(cls, values: pa.ChunkedArray) -> bool:
+        """Return whether every cell is a box or four NaN."""
+        boxes = [_numbers(cell) for cell in lists(values)]
+        return all(box is not None and (np.isnan(box).all() or not _wrong(box)) for box in boxes)
+
+    @classmethod
     def fit(cls, spec: BoxSpec, values: pa.ChunkedArray) -> BoxSpec:
         """Return the spec with the share of rows that have an object; SchemaError where boxes are none or all alike."""
         boxes = _boxes(spec.name, values)
@@ -73,6 +79,10 @@ class Box(Task[BoxSpec]):
         if (known == known[0]).all():
             raise all_alike(spec.name, str(known[0, 1:].tolist()))
         return spec.model_copy(update={"share": float(known[:, 0].mean())})
+
+    def describe(self) -> str:
+        """Return "one box a picture, an object in 82 % of the labelled rows"."""
+        return f"one box a picture, an object in {self.spec.share:.0%} of the labelled rows".replace("%", " %")
 
     @property
     def n_outputs(self) -> int:

@@ -55,10 +55,17 @@ class Grid(PositionsTask[GridSpec]):
         """The picture."""
         return self.spec.image
 
-    def suited(self, column: Column) -> Column:
+    def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
         """Return a picture with a grid of this shape, other columns as they are."""
+        del table, rows
         has_grid = "grid" in type(column).model_fields
         return column.model_copy(update={"grid": self.spec.shape}) if has_grid else column
+
+    @classmethod
+    def recognises(cls, values: pa.ChunkedArray) -> bool:
+        """Return whether every cell is a list of rows, or a flat list of whole numbers; then `shape` is asked for."""
+        cells = lists(values)
+        return all(isinstance(cell, list) and cell and all(map(_is_row_or_label, cell)) for cell in cells)
 
     @classmethod
     def survey(cls, spec: GridSpec, values: pa.ChunkedArray) -> GridSpec:
@@ -89,6 +96,11 @@ class Grid(PositionsTask[GridSpec]):
         shares = tuple(counts.get(text, 0) / sum(counts.values()) for text in texts)
         dtype = str(typed(spec.levels, pa.array([value for _, value in firsts]).type).type)
         return spec.model_copy(update={"dtype": dtype, "frequencies": shares})
+
+    def describe(self) -> str:
+        """Return "15 x 20 cells: 0, 1"."""
+        rows, columns = self.spec.shape or (0, 0)
+        return f"{rows} x {columns} cells: {super().describe()}"
 
     @property
     def n_classes(self) -> int:
@@ -177,6 +189,10 @@ def _shape(spec: GridSpec, values: pa.ChunkedArray) -> tuple[int, int]:
             )
         raise refusal(spec.name, row, cell, wrong="is no grid", wanted=_wanted(None))
     raise all_missing(spec.name)
+
+
+def _is_row_or_label(item: Any) -> bool:
+    return isinstance(item, list | int) or (isinstance(item, float) and item.is_integer())
 
 
 def _square(n: int) -> list[int]:
