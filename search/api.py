@@ -198,7 +198,8 @@ def _searched(
         )
     folder.write_spec(written)  # from here on the folder is a run, and the study is that run's
     claim(study, attrs)
-    for line in (*(f"Split: {note}." for note in problem.notes), *_left_out(problem)):
+    notes = [f"Split: {note}." for note in problem.notes] + [f"{leak}." for leak in problem.leaks]
+    for line in (*notes, *_left_out(problem)):
         progress.say(line)
     with progress, make_executor(problem.dataset) as workers:
         sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)

@@ -22,6 +22,7 @@ from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento_search.config import Config, DataSpec, target_options
 from mtl_bento_search.inference import LeftOut, infer
+from mtl_bento_search.leaks import suspicions
 from mtl_bento_search.metrics import METRICS
 from mtl_bento_search.protocol import Protocol, looks_like_split, make_protocol
 
@@ -41,6 +42,8 @@ class Problem:
     """All rows; its splits are the protocol's, its test rows are read once, at the end."""
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    leaks: tuple[str, ...]
+    """Inputs that may give a target away, a line each."""
     data_sha256: str
     _placed: dict[bytes, tuple[Task[Any], ...]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -113,6 +116,7 @@ def make_problem(
             *(LeftOut(c, "another split", f"name it by `--split {c}` to use it") for c in other_splits),
         ),
         (*notes, *protocol.notes),
+        tuple(suspicions(table, [c.name for c in schema.columns], list(targets), learned)),
         digest(table),
     )
 

@@ -126,7 +126,7 @@ class Tagging(PositionsTask[TaggingSpec]):
 
     @classmethod
     def recognises(cls, values: pa.ChunkedArray) -> bool:
-        """Return whether every cell is a list of spans or of BIO tags, some with several: a single one may be a class."""
+        """Return whether every cell is a list of spans or of BIO tags, some with several (one may be a class)."""
         try:
             cells = [cell for cell in _labels("", values) if cell is not None]
         except SchemaError:
