@@ -10,14 +10,14 @@ import pytest
 
 from mtl_bento.table import plain
 from mtl_bento_search.config import parse_config
-from mtl_bento_search.leaks import suspicions, told
+from mtl_bento_search.leaks import Cells, suspicions, told
 from mtl_bento_search.problem import make_problem
 
 N = 400
 
 
-def cells(values: Any) -> pa.Array:
-    return plain(pa.chunked_array([pa.array(values)]))
+def cells(values: Any) -> Cells:
+    return Cells(plain(pa.chunked_array([pa.array(values)])))
 
 
 def rng() -> np.random.Generator:
@@ -28,8 +28,8 @@ def test_a_category_that_names_the_label_tells_it_in_every_row() -> None:
     labels = rng().integers(0, 3, N)
     codes = [f"code-{label}" for label in labels]
     assert told(cells(codes), cells(labels)) == 1
-    # Two of the 200 rows that are asked, the odd ones, hold another code.
-    codes[1] = codes[3] = "code-x"
+    # Two of the 200 rows that are asked, every other one, hold another code.
+    codes[-1] = codes[-3] = "code-x"
     assert told(cells(codes), cells(labels)) == 0.99
 
 
