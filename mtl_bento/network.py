@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import Column
-from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, kind_of, mean_of_real
+from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, has_positions, kind_of, mean_of_real
 from mtl_bento.errors import SpecError, listing
 from mtl_bento.heads._base import HEADS, Head, HeadSpec, Pooling
 from mtl_bento.layers import PerMember, Random, Stacked
@@ -64,6 +64,12 @@ class Inputs:
         """Return an encoder of a block for one member with the defaults: what it prepares is the same for all."""
         spec: Any = ENCODERS.spec_class(kind_of(block))
         return cast(Encoder[Any], _build(ENCODERS, [spec()], self.columns[block], self.fitted[block], [Generator()]))
+
+    def n_positions(self, tasks: Sequence[Task[Any]]) -> int:
+        """Return how many positions a trunk reads that reads some; 0 where no input has any."""
+        lengths = {block: self.encoder(block).length for block in self.columns if has_positions(block)}
+        main = self.main({block: lengths.get(block, 0) for block in self.columns}, tasks)
+        return 0 if main is None else lengths[main]
 
     def main(self, lengths: Mapping[str, int], tasks: Sequence[Task[Any]]) -> str | None:
         """Return the block whose positions a trunk reads, of those with `lengths` above 0; None where there is none.

@@ -135,11 +135,13 @@ def _merged(
 
 def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> Space:
     """Return the space of a problem; raises SpecError where `search.space` asks for what is not there."""
-    batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits))
-    blocks = list(problem.dataset.inputs.columns)
+    inputs = problem.dataset.inputs
+    blocks = list(inputs.columns)
+    length = inputs.n_positions(problem.tasks)
+    batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits), length=max(1, length))
     by_position = [task.name for task in problem.tasks if task.positional]
     trunks = default_trunks(
-        len(problem.protocol.learned), positions=any(map(has_positions, blocks)), answered=bool(by_position)
+        len(problem.protocol.learned), positions=length > 0, answered=bool(by_position)
     )
     return Space(
         blocks,
