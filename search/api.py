@@ -11,7 +11,6 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from mtl_bento.encoders._base import has_positions
 from mtl_bento.errors import RunError, SpecError
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
@@ -140,9 +139,7 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
     length = inputs.n_positions(problem.tasks)
     batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits), length=max(1, length))
     by_position = [task.name for task in problem.tasks if task.positional]
-    trunks = default_trunks(
-        len(problem.protocol.learned), positions=length > 0, answered=bool(by_position)
-    )
+    trunks = default_trunks(len(problem.protocol.learned), positions=length > 0, answered=bool(by_position))
     return Space(
         blocks,
         problem.names,

@@ -248,3 +248,10 @@ def test_a_text_is_as_long_as_the_longest_that_is_labelled_and_no_shorter_than_i
     assert task.suited(long, table, np.arange(202)) == long
     table = pa.table({"note": ["w " * 500], "names": ["O " * 500]})
     assert task.suited(column, table, np.arange(1)).length == 128  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("labels", "end"), [(TAGS, 12), (SPANS, 11)])  # a word between spaces has its comma
+def test_labels_are_said_as_spans_whatever_they_are_given_as(labels: list[Any], end: int) -> None:
+    task = placed(labels, TEXTS)
+    spans = [[{"label": "city", "start": 3, "end": end}], [{"label": "city", "start": 0, "end": 6}], None]
+    assert task.said(cells(labels)) == spans
