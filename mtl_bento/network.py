@@ -65,11 +65,12 @@ class Inputs:
         spec: Any = ENCODERS.spec_class(kind_of(block))
         return cast(Encoder[Any], _build(ENCODERS, [spec()], self.columns[block], self.fitted[block], [Generator()]))
 
-    def n_positions(self, tasks: Sequence[Task[Any]]) -> int:
-        """Return how many positions a trunk reads that reads some; 0 where no input has any."""
-        lengths = {block: self.encoder(block).length for block in self.columns if has_positions(block)}
-        main = self.main({block: lengths.get(block, 0) for block in self.columns}, tasks)
-        return 0 if main is None else lengths[main]
+    def positions(self, tasks: Sequence[Task[Any]]) -> tuple[int, tuple[int, int] | None]:
+        """Return how many positions a trunk reads that reads some, 0 where no input has any, and their grid."""
+        encoders = {block: self.encoder(block) for block in self.columns if has_positions(block)}
+        lengths = {block: encoders[block].length if block in encoders else 0 for block in self.columns}
+        main = self.main(lengths, tasks)
+        return (0, None) if main is None else (lengths[main], encoders[main].grid)
 
     def main(self, lengths: Mapping[str, int], tasks: Sequence[Task[Any]]) -> str | None:
         """Return the block whose positions a trunk reads, of those with `lengths` above 0; None where there is none.

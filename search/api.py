@@ -12,6 +12,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from mtl_bento.errors import RunError, SpecError
+from mtl_bento.network import positional_trunks
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
@@ -136,16 +137,23 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
     """Return the space of a problem; raises SpecError where `search.space` asks for what is not there."""
     inputs = problem.dataset.inputs
     blocks = list(inputs.columns)
-    length = inputs.n_positions(problem.tasks)
-    batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits), length=max(1, length))
+    length, grid = inputs.positions(problem.tasks)
     by_position = [task.name for task in problem.tasks if task.positional]
-    trunks = default_trunks(len(problem.protocol.learned), positions=length > 0, answered=bool(by_position))
+    trunks = spec.search.trunk or default_trunks(
+        len(problem.protocol.learned),
+        positions=length > 0,
+        line=grid is None,
+        located=any(task.located for task in problem.tasks),
+        answered=bool(by_position),
+    )
+    read = length if trunks[0] in positional_trunks() else 1
+    batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits), length=max(1, read))
     return Space(
         blocks,
         problem.names,
         by_position=by_position,
         parts={task.name: task.parts for task in problem.tasks if task.parts},
-        trunks=spec.search.trunk or trunks,
+        trunks=trunks,
         weightings=spec.search.weighting,
         heads=spec.search.head,
         domains=spec.search.space,

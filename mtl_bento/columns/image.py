@@ -26,8 +26,12 @@ from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.errors import MissingExtraError, SchemaError
 from mtl_bento.table import cell_error, located, plain, type_error
 
-LONGEST = 160
+LONGEST = 192
 """Pixels of the longer side at most, where the user gives no size."""
+ENLARGED = 2.0
+"""How many times as large a small picture is made at most, for a backbone that was trained with larger things."""
+OWN = "pixels"
+"""The backbone that is none, which gains nothing by it."""
 STEP = 32
 """Pixels that a default size is a multiple of, and that a default position stands for: the stride of the backbones."""
 CELLS = 64
@@ -76,7 +80,7 @@ class ImageColumn(Column):
 
     @classmethod
     def fit(cls, name: str, values: pa.ChunkedArray) -> Self:
-        """Return the column with the size of the median training picture, its longer side at most 160 pixels.
+        """Return the column with up to twice the size of the median training picture, its longer side at most 192.
 
         Raises SchemaError naming the first cell that is no picture, MissingExtraError without Pillow.
         """
@@ -88,7 +92,8 @@ class ImageColumn(Column):
         sizes = np.array([size for _, size in _each(values, name, _size_of) if size is not None])
         if not len(sizes):
             raise SchemaError(f"Column {name!r} holds no picture; leave it out with `ignore:` in mtl.yaml.")
-        fields = {"name": name, "size": _default_size(np.median(sizes, axis=0)), "grid": (1, 1)}
+        most = 1.0 if options.get("backbone") == OWN else ENLARGED
+        fields = {"name": name, "size": _default_size(np.median(sizes, axis=0), most), "grid": (1, 1)}
         sized = cls.with_options(fields, options)
         return sized if "grid" in options else sized.model_copy(update={"grid": _default_grid(sized.size)})
 
@@ -134,7 +139,7 @@ class ImageColumn(Column):
         return base64.b64encode(file.getvalue()).decode()
 
     def describe(self) -> str:
-        """Return "128 x 160 pixels, 4 x 5 cells, for efficientnet_lite0"."""
+        """Return "192 x 192 pixels, 6 x 6 cells, for efficientnet_lite0"."""
         pixels, cells = (f"{rows} x {columns}" for rows, columns in (self.size, self.grid))
         return f"{pixels} pixels, {cells} cells, for {self.backbone.partition(':')[0]}"
 
@@ -315,9 +320,9 @@ def _colours(picture: Any, image: Any) -> Any:
 # Sizes
 
 
-def _default_size(median: np.ndarray) -> tuple[int, int]:
-    """Return rows and columns near the median's shape, both multiples of 32, none above 160."""
-    scaled = median * min(1.0, LONGEST / median.max())
+def _default_size(median: np.ndarray, most: float) -> tuple[int, int]:
+    """Return rows and columns near `most` times the median's, both multiples of 32, none above 192."""
+    scaled = median * min(most, LONGEST / median.max())
     rows, columns = (max(STEP, int(side / STEP + 0.5) * STEP) for side in scaled.tolist())
     return rows, columns
 

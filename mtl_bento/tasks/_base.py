@@ -50,6 +50,9 @@ class Task(ABC, Generic[AnySpec]):
     parts: ClassVar[tuple[str, ...]] = ()
     """Names of the parts P of its loss that a search weighs against each other; none where the loss is one whole."""
 
+    located: ClassVar[bool] = False
+    """Whether it asks where something lies: trunks that read positions are then the first choice."""
+
     positional: ClassVar[bool] = False
     """Whether it answers by position: outputs [K, M, B, L, O], targets [B, L], answers [B, L * O'] side by side."""
 

@@ -53,6 +53,7 @@ class Box(Task[BoxSpec]):
 
     metrics = ("mean_iou", "iou_50", "object_average_precision")
     parts = ("objectness", "coordinates")
+    located = True
 
     @property
     def reads(self) -> str | None:

@@ -98,7 +98,7 @@ def test_inspect_shows_pictures_and_texts(tmp_path: Path, monkeypatch: pytest.Mo
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
     found = json.loads(invoke("inspect", tmp_path / "t.parquet", "--target", "y", "--json").output)
     assert found["inputs"] == [
-        {"name": "photo", "kind": "image", "what": "128 x 160 pixels, 4 x 5 cells, for efficientnet_lite0"},
+        {"name": "photo", "kind": "image", "what": "160 x 192 pixels, 5 x 6 cells, for efficientnet_lite0"},
         {"name": "note", "kind": "text", "what": "text of up to 3 tokens, for wordllama"},
     ]
 

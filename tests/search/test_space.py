@@ -17,7 +17,7 @@ from mtl_bento.spec import Searched
 from mtl_bento.trunks._base import TRUNKS, TrunkSpec
 from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento_search.config import Choice
-from mtl_bento_search.defaults import default_trunks
+from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.space import Space, alone
 
 TASKS = ["income", "分类"]
@@ -243,8 +243,18 @@ def test_parts_of_a_loss_are_weighed_on_a_log_scale_and_by_their_geometric_mean(
     assert held.member(drawn).training.stack_key() == held.member(held.defaults()).training.stack_key()
 
 
-def test_trunks_that_read_positions_are_tried_where_there_are_some_and_first_where_a_task_answers_by_them() -> None:
+def test_trunks_that_read_positions_are_tried_where_there_are_some_and_first_where_a_task_asks_where() -> None:
     assert default_trunks(100) == ("tabm", "mlp")
     assert default_trunks(100, positions=True) == ("tabm", "mlp", "conv", "attention")
     assert default_trunks(50_000, positions=True) == ("mlp", "tabm", "conv", "attention")
-    assert default_trunks(100, positions=True, answered=True) == ("conv", "attention")
+    assert default_trunks(100, positions=True, located=True) == ("conv", "attention", "tabm", "mlp")
+    assert default_trunks(100, positions=True, located=True, answered=True) == ("conv", "attention")
+    assert default_trunks(100, positions=True, line=True, located=True, answered=True) == ("attention", "conv")
+
+
+def test_a_batch_has_as_many_rows_as_have_a_thousand_positions_and_at_least_eight() -> None:
+    assert budget(10_000) == (128, 1536)
+    assert budget(10_000, length=61) == (16, 1536)
+    assert budget(2_000, length=36) == (32, 1024)
+    assert budget(2_000, length=300) == (8, 1024)
+    assert budget(5, length=300) == (5, 1024)
