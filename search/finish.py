@@ -31,6 +31,7 @@ from mtl_bento_search.finals import single_task_candidates
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.run import MODEL
 from mtl_bento_search.select import Choice
+from mtl_bento_search.shown import shown
 from mtl_bento_search.study import Driver
 
 MIN_FOR_IMPORTANCE = 30
@@ -43,8 +44,7 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
     if not len(rows):
         return []
     dataset = problem.dataset
-    each = select.answers_by_member(choice.members, dataset, rows)
-    ours = [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
+    ours = _blended(choice, problem, rows)
     singles = [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(choice.single)]
     weights = None if dataset.weights is None else dataset.weights.cpu().numpy()[rows]
     records = []
@@ -76,6 +76,12 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def _blended(choice: Choice, problem: Problem, rows: np.ndarray) -> list[np.ndarray]:
+    """Return what is served for each task on rows, [B, O] each."""
+    each = select.answers_by_member(choice.members, problem.dataset, rows)
+    return [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
 
 
 def _intervals(
@@ -121,6 +127,8 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
         result = _result(driver, choice, records, spec, looks=len(tested))
         model = make_model(problem, choice.members, choice.blend, card=_card(spec, problem, records, choice))
         model.save(folder.path / MODEL)
+        answered = _blended(choice, problem, problem.protocol.test)
+        result["shown"] = shown(problem, model, answered, seed=sitting.seed)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s
