@@ -17,6 +17,7 @@ import torch
 
 from mtl_bento import table as tables
 from mtl_bento.columns._base import Column
+from mtl_bento.columns.image import is_picture
 from mtl_bento.encoders._base import has_positions
 from mtl_bento.errors import SchemaError
 from mtl_bento.model import Model
@@ -42,7 +43,7 @@ def shown(problem: Problem, model: Model, answered: Sequence[np.ndarray], *, see
         seed: of the rows picked at random.
     """
     rows = problem.protocol.test
-    columns = [column for column in problem.schema.columns if has_positions(column.block)]
+    columns = [column for column in problem.schema.columns if has_positions(column.block) and _can_be_shown(column)]
     if not len(rows) or not columns:
         return None
     ordered = sorted(enumerate(problem.tasks), key=lambda held: not (held[1].positional or held[1].reads))
@@ -64,6 +65,12 @@ def shown(problem: Problem, model: Model, answered: Sequence[np.ndarray], *, see
     return gather(panels, cells)
 
 
+def _can_be_shown(column: Column) -> bool:
+    """Return whether cells are pictures or texts; a foreign kind may read sounds, or lists."""
+    kind = column.arrow_type()
+    return any(holds(kind) for holds in (pa.types.is_string, pa.types.is_large_string, pa.types.is_large_binary))
+
+
 def _picked(problem: Problem, t: int, answers: np.ndarray, rows: np.ndarray, *, seed: int) -> list[tuple[int, str]]:
     """Return the rows that are shown of a task, and why."""
     task, targets = problem.tasks[t], problem.dataset.targets[t].cpu()[torch.from_numpy(rows)]
@@ -76,13 +83,14 @@ def _cells(problem: Problem, column: Column, rows: np.ndarray) -> dict[int, Cell
     if column.name not in problem.table.column_names:
         return dict.fromkeys(rows.tolist())
     folder = tables.folder_of(problem.table)
-    held = {}
+    held: dict[int, Cell] = {}
     for row in rows.tolist():
         try:
             values = column.sent(column.located(problem.table[column.name].slice(row, 1), folder))
-            held[row] = tables.plain(values)[0].as_py() or None
+            cell = tables.plain(values)[0].as_py() or None
         except SchemaError:  # a file that was there when the search began
-            held[row] = None
+            cell = None
+        held[row] = None if isinstance(cell, bytes) and not is_picture(cell) else cell
     return held
 
 
