@@ -96,10 +96,8 @@ def _cells(problem: Problem, column: Column, rows: np.ndarray) -> dict[int, Cell
 
 def _input(task: Task[Any], cells: Mapping[str, Mapping[int, Cell]], rows: Sequence[tuple[int, str]]) -> str:
     """Return the input that a task is shown in: the one that it names, else a picture before a text that is there."""
-    if task.reads is not None:
+    if task.reads is not None and task.reads in cells:
         return task.reads
-    if task.positional:  # as the networks read it
-        return next(iter(cells))
 
     def rank(name: str) -> tuple[bool, bool]:
         there = [cell for row, _ in rows if (cell := cells[name][row]) is not None]

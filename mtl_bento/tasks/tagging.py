@@ -98,6 +98,10 @@ class Tagging(PositionsTask[TaggingSpec]):
         """The text."""
         return self.spec.text
 
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with its text named; raises SpecError where no input is the text."""
+        return self.with_spec(text=_text_column(self.spec, columns).name)
+
     def place(self, table: pa.Table, columns: Sequence[Column]) -> Self:
         """Return the task for the texts of a table; raises SpecError where no input is the text."""
         column: Any = _text_column(self.spec, columns)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,8 @@ def make_table(folder: Path) -> pa.Table:
     photos[7] = None
     return pa.table(
         {
-            "photo": photos, "note": notes, "size": rng.normal(size=N), "colour": np.array(["red", "green", "blue"])[colours],
+            "photo": photos, "note": notes, "size": rng.normal(size=N),
+            "colour": np.array(["red", "green", "blue"])[colours],
             "place": pa.array(boxes, pa.list_(pa.float64())), "names": names, "amount": rng.normal(size=N),
         }
     )  # fmt: skip
@@ -95,6 +95,11 @@ def test_each_target_is_shown_in_the_input_that_it_speaks_of(run: Run) -> None:
     assert all(0 < len(task["rows"]) <= 3 * EACH for task in tasks.values())
 
 
+def test_a_target_by_position_finds_its_text_beside_a_picture(problem: Problem) -> None:
+    names = next(task for task in problem.tasks if task.name == "names")
+    assert names.reads == "note"  # the first input with positions is the picture
+
+
 def test_only_test_rows_are_in_result_and_page(run: Run, problem: Problem) -> None:
     test = set(problem.protocol.test.tolist())
     picked = {row["row"] for task in by_task(run).values() for row in task["rows"]}
@@ -130,21 +135,19 @@ def test_truths_have_the_form_of_answers_and_answers_are_the_models(run: Run, pr
                 assert row["truth"] == cell
 
 
-def test_the_best_are_those_that_lose_least_and_have_something_to_find(run: Run, problem: Problem) -> None:
+def test_the_best_are_those_that_lose_least_and_have_something_to_find(run: Run) -> None:
     place = by_task(run)["place"]["rows"]
     assert all(row["truth"] is not None for row in place if row["why"] == "best")
     colour = by_task(run)["colour"]
     sure = {why: [r for r in colour["rows"] if r["why"] == why] for why in ("best", "worst")}
     assert all(row["answer"]["value"] == row["truth"] for row in sure["best"])
-    assert json.dumps(run.result["shown"], allow_nan=False)
-    del problem
 
 
 class Answers:
     """A model that answers nothing."""
 
     def rows(self, table: pa.Table) -> list[dict[str, Any]]:
-        return [dict.fromkeys(OPTIONS["targets"], {"value": None})] * table.num_rows
+        return [{name: {"value": None} for name in OPTIONS["targets"]}] * table.num_rows
 
 
 def answers(problem: Problem) -> list[np.ndarray]:
