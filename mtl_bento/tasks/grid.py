@@ -147,7 +147,7 @@ class Grid(PositionsTask[GridSpec]):
         codes = self.encode(values)
         places = pa.array(codes.ravel(), mask=codes.ravel() < 0)
         grids = self._nested(pa.array(self.spec.levels, arrow_type(self.spec.dtype)).take(places)).to_pylist()
-        return [grid if known else None for grid, known in zip(grids, (codes >= 0).any(1).tolist(), strict=True)]
+        return [grid if known else None for grid, known in zip(grids, np.any(codes >= 0, axis=1), strict=True)]
 
     def card(self) -> dict[str, Any]:
         """Return the fields of the spec, and the classes in their own type."""
