@@ -148,11 +148,14 @@ class Box(Task[BoxSpec]):
         return {name: pa.array(cells[:, place]) for place, name in enumerate(("probability", *SIDES))}
 
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
-        """Return the box, null where no object is the likelier, and the probability of the object."""
+        """Return the box and the probability of the object; where none is the likelier, null and where it would be."""
         numbers = shortest(self.scored(answers).ravel())
         cells = [numbers[start : start + 5] for start in range(0, len(numbers), 5)]
         boxes = [dict(zip(SIDES, box, strict=True)) for _, *box in cells]
-        return [{"value": b if p >= 0.5 else None, "probability": p} for (p, *_), b in zip(cells, boxes, strict=True)]
+        return [
+            {"value": box, "probability": p} if p >= 0.5 else {"value": None, "probability": p, "box": box}
+            for (p, *_), box in zip(cells, boxes, strict=True)
+        ]
 
     def said(self, values: pa.ChunkedArray) -> list[Any]:
         """Return the boxes, null where there is no object or the box is not known."""

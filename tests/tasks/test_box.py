@@ -106,7 +106,7 @@ ANSWERS = np.array([[0.75, 0.5, 0.5, 0.5, 0.25], [0.25, 0.5, 0.5, 0.5, 0.25]], n
 def test_rows_are_the_box_or_null_and_the_probability_of_the_object() -> None:
     assert fit().rows(ANSWERS) == [
         {"value": {"x": 0.5, "y": 0.5, "w": 0.5, "h": 0.25}, "probability": 0.75},
-        {"value": None, "probability": 0.25},
+        {"value": None, "probability": 0.25, "box": {"x": 0.5, "y": 0.5, "w": 0.5, "h": 0.25}},
     ]
 
 
