@@ -38,13 +38,21 @@ MIN_FOR_IMPORTANCE = 30
 """Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
 
 
-def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
-    """Score the chosen members and their single-task networks on the locked rows; return one record per task."""
+def served(problem: Problem, choice: Choice) -> list[np.ndarray]:
+    """Return what is served for each task on the locked rows, [B, O] each; nothing where there are none."""
+    rows = problem.protocol.test
+    if not len(rows):
+        return []
+    each = select.answers_by_member(choice.members, problem.dataset, rows)
+    return [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
+
+
+def test(problem: Problem, choice: Choice, ours: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Score what is served [B, O] a task, and single-task networks, on the locked rows; return one record per task."""
     rows = problem.protocol.test
     if not len(rows):
         return []
     dataset = problem.dataset
-    ours = _blended(choice, problem, rows)
     singles = [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(choice.single)]
     weights = None if dataset.weights is None else dataset.weights.cpu().numpy()[rows]
     records = []
@@ -76,12 +84,6 @@ def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
             }
         )
     return records
-
-
-def _blended(choice: Choice, problem: Problem, rows: np.ndarray) -> list[np.ndarray]:
-    """Return what is served for each task on rows, [B, O] each."""
-    each = select.answers_by_member(choice.members, problem.dataset, rows)
-    return [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
 
 
 def _intervals(
@@ -119,7 +121,8 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
         choice = select.choose(driver.candidate(best.number)[0], singles, problem.dataset)
-        records = test(problem, choice)
+        ours = served(problem, choice)
+        records = test(problem, choice, ours)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
         tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
         folder.note(tested=tested)
@@ -127,8 +130,7 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
         result = _result(driver, choice, records, spec, looks=len(tested))
         model = make_model(problem, choice.members, choice.blend, card=_card(spec, problem, records, choice))
         model.save(folder.path / MODEL)
-        answered = _blended(choice, problem, problem.protocol.test)
-        result["shown"] = shown(problem, model, answered, seed=sitting.seed)
+        result["shown"] = shown(problem, model, ours, seed=sitting.seed)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s

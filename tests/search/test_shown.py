@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from typing import Any
 
@@ -94,6 +95,7 @@ def test_the_best_are_those_that_lose_least_and_have_something_to_find(run: Run)
     colour = by_task(run)["colour"]
     sure = {why: [r for r in colour["rows"] if r["why"] == why] for why in ("best", "worst")}
     assert all(row["answer"]["value"] == row["truth"] for row in sure["best"])
+    assert json.dumps(run.result["shown"], allow_nan=False)
 
 
 class Answers:
