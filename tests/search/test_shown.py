@@ -17,7 +17,7 @@ from PIL import Image
 
 from mtl_bento_search.config import parse_config
 from mtl_bento_search.problem import Problem, make_problem
-from mtl_bento_search.report.shown import EACH
+from mtl_bento_search.report.panels import EACH
 from mtl_bento_search.run import Run
 from mtl_bento_search.shown import shown
 
