@@ -59,6 +59,7 @@ class CountingSpec(ModuleBackboneSpec):
 
 class Counting(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.view(len(tokens), -1)  # fails at no rows, as modules that split heads do
         sums = tokens.clamp_min(0).sum(1, keepdim=True)
         return torch.stack([tokens, sums.expand_as(tokens)], -1).float()
 
