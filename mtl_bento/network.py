@@ -239,7 +239,7 @@ class Network(nn.Module):
         if not encoder.length:
             return (features,)
         if block == self.main:
-            return features, mask
+            return _somewhere(features, mask)
         if self.main is None:
             return (encoder.pooled(features, mask),)
         return (mean_of_real(features, mask),)  # beside every position: side by side they would be too many
@@ -442,6 +442,15 @@ class Flat:
         if part.shapes is None:
             return matrix[part.member, start : start + part.parameter.numel()].view(shape)
         return matrix[: shape[0], start:end].view(shape)
+
+
+def _somewhere(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features [..., L, F], 0 where no position is, and the mask [..., L] with one position at least.
+
+    Where a row has none, as its picture or text is missing, its other inputs would have nowhere to stand.
+    """
+    first = torch.arange(mask.shape[-1], device=mask.device) == 0
+    return features * mask.unsqueeze(-1), mask | (first & ~mask.any(-1, keepdim=True))
 
 
 def _joined(features: Sequence[Tensor]) -> Tensor:

@@ -96,6 +96,7 @@ def make_problem(
     if not inference.schema.columns:
         raise SchemaError("No column is left as an input; give some a kind in mtl.yaml, `inputs: {name: categorical}`.")
     tasks = tuple(make_task(name, options, table[name], learned=learned) for name, options in targets.items())
+    tasks = tuple(task.settled(inference.schema.columns) for task in tasks)
     schema = suited(inference.schema, tasks, table, rows=learned, chosen=config.inputs)
     placed = _placed(tasks, schema, table, np.arange(table.num_rows))
     labels = [task.encode(table[task.name]) for task in placed]

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.errors import MissingExtraError, SchemaError
@@ -38,7 +38,11 @@ CELLS = 64
 """Positions of a default grid at most."""
 MOST_PIXELS = 50_000_000
 """A larger picture is refused before it is decoded: a few kilobytes can hold gigabytes of one colour."""
+MOST_TOGETHER = 200_000_000
+"""Pixels that the pictures of one request may be decoded to together: 7 seconds of the slowest format."""
 WANTED = "give a JPEG, PNG or WebP of at most 50 megapixels"
+PIXELS = "pixels"
+"""What they are called in the context of a request."""
 ORIENTATION = 0x0112
 """EXIF's tag of how the camera was held; from 5 on, rows and columns change places."""
 
@@ -148,22 +152,32 @@ class ImageColumn(Column):
         """What decoded pixels begin with: that of a PPM file of the column's size."""
         return b"P6\n%d %d\n255\n" % self.size[::-1]
 
-    def _received(self, value: Any) -> bytes:
-        """Return a picture of a request as a PPM file of its pixels, so that it is decoded once, before the batch."""
+    def _received(self, value: Any, info: ValidationInfo) -> bytes:
+        """Return a picture of a request as a PPM file of its pixels, so that it is decoded once, before the batch.
+
+        `info.context`, where the request has one, counts the pixels that its pictures took.
+        """
         content = base64_of(value) if isinstance(value, str) else None
         if content is None:
             raise ValueError("is not a picture; send a JPEG, PNG or WebP in base64, or null")
         try:
-            return self._header + self._pixels(content)
+            return self._header + self._pixels(content, spent=info.context)
         except _BrokenError as error:
             raise ValueError(
                 f"the picture {error}; send a JPEG, PNG or WebP of at most 50 megapixels, or null"
             ) from None
 
-    def _pixels(self, content: bytes) -> bytes:
+    def _pixels(self, content: bytes, *, spent: dict[str, int] | None = None) -> bytes:
         if content.startswith(self._header) and len(content) == len(self._header) + self.n_features - 1:
             return content[len(self._header) :]
         with _opened(content) as picture:
+            # A JPEG is decoded at an eighth to a half of its size where that is still twice what is wanted.
+            picture.draft(None, (2 * max(self.size), 2 * max(self.size)))
+            if spent is not None:
+                columns, rows = picture.size
+                spent[PIXELS] = spent.get(PIXELS, 0) + columns * rows
+                if spent[PIXELS] > MOST_TOGETHER:
+                    raise _BrokenError(f"brings the request beyond {MOST_TOGETHER / 1e6:,.0f} megapixels: send fewer")
             return bytes(_brought_to(picture, self.size).tobytes())
 
 
@@ -297,8 +311,6 @@ def _size_of(content: bytes) -> tuple[int, int]:
 def _brought_to(picture: Any, size: tuple[int, int]) -> Any:
     """Return the picture decoded, upright, on white, and stretched to `size` rows and columns."""
     image, ops = _pillow().Image, _pillow().ImageOps
-    # A JPEG is decoded at an eighth to a half of its size where that is still twice what is wanted.
-    picture.draft(None, (2 * max(size), 2 * max(size)))
     picture.load()
     upright = ops.exif_transpose(picture) if _orientation(picture) > 1 else picture
     colours = _colours(upright, image)

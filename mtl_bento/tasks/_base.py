@@ -79,6 +79,14 @@ class Task(ABC, Generic[AnySpec]):
         """The input column whose positions or picture it speaks of; None where it is none, or the only one there is."""
         return None
 
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with the input that it `reads` named in its spec, where the model's columns leave one choice.
+
+        Raises SpecError where it names one that there is not.
+        """
+        del columns
+        return self
+
     def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
         """Return an input column of the kind that it reads, as it needs it: a picture with a grid of its own shape.
 

@@ -5,8 +5,8 @@ Letters: K members, M TabM's inner members, B rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mtl_bento.columns._base import Column
 from mtl_bento.errors import SchemaError
 from mtl_bento.tasks._base import TASKS, Task, TaskSpec, shortest, zero_fill
-from mtl_bento.tasks._cells import all_alike, lists, refusal
+from mtl_bento.tasks._cells import all_alike, lists, picture, refusal
 
 SIDES = ("x", "y", "w", "h")
 """Centre and size of a box."""
@@ -59,6 +60,10 @@ class Box(Task[BoxSpec]):
     def reads(self) -> str | None:
         """The picture."""
         return self.spec.image
+
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with its picture named; raises SpecError where it names what is none."""
+        return self.with_spec(image=picture(self.name, self.spec.image, columns))
 
     @classmethod
     def recognises(cls, values: pa.ChunkedArray) -> bool:
@@ -157,11 +162,14 @@ class Box(Task[BoxSpec]):
         return {name: pa.array(cells[:, place]) for place, name in enumerate(("probability", *SIDES))}
 
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
-        """Return the box, null where no object is the likelier, and the probability of the object."""
+        """Return the box and the probability of the object; where none is the likelier, null and where it would be."""
         numbers = shortest(self.scored(answers).ravel())
         cells = [numbers[start : start + 5] for start in range(0, len(numbers), 5)]
         boxes = [dict(zip(SIDES, box, strict=True)) for _, *box in cells]
-        return [{"value": b if p >= 0.5 else None, "probability": p} for (p, *_), b in zip(cells, boxes, strict=True)]
+        return [
+            {"value": box, "probability": p} if p >= 0.5 else {"value": None, "probability": p, "box": box}
+            for (p, *_), box in zip(cells, boxes, strict=True)
+        ]
 
     def said(self, values: pa.ChunkedArray) -> list[Any]:
         """Return the boxes, null where there is no object or the box is not known."""

@@ -6,8 +6,8 @@ Letters: B rows, L cells (rows x columns, row by row), C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from mtl_bento.columns._base import Column
 from mtl_bento.columns.categorical import by_text, text_of
 from mtl_bento.errors import SchemaError, SpecError
 from mtl_bento.tasks._base import TASKS, TaskSpec, shortest
-from mtl_bento.tasks._cells import all_alike, all_missing, lists, refusal
+from mtl_bento.tasks._cells import all_alike, all_missing, lists, picture, refusal
 from mtl_bento.tasks._levels import Label, arrow_type, natural, typed, unknown_label
 from mtl_bento.tasks._positions import PositionsTask
 
@@ -54,6 +54,10 @@ class Grid(PositionsTask[GridSpec]):
     def reads(self) -> str | None:
         """The picture."""
         return self.spec.image
+
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with its picture named; raises SpecError where it names what is none."""
+        return self.with_spec(image=picture(self.name, self.spec.image, columns))
 
     def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
         """Return a picture with a grid of this shape, other columns as they are."""
@@ -155,7 +159,7 @@ class Grid(PositionsTask[GridSpec]):
         codes = self.encode(values)
         places = pa.array(codes.ravel(), mask=codes.ravel() < 0)
         grids = self._nested(pa.array(self.spec.levels, arrow_type(self.spec.dtype)).take(places)).to_pylist()
-        return [grid if (row >= 0).any() else None for grid, row in zip(grids, codes, strict=True)]
+        return [grid if known else None for grid, known in zip(grids, np.any(codes >= 0, axis=1), strict=True)]
 
     def card(self) -> dict[str, Any]:
         """Return the fields of the spec, and the classes in their own type."""

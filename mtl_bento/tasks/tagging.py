@@ -98,6 +98,10 @@ class Tagging(PositionsTask[TaggingSpec]):
         """The text."""
         return self.spec.text
 
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with its text named; raises SpecError where no input is the text."""
+        return self.with_spec(text=_text_column(self.spec, columns).name)
+
     def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
         """Return a text of at least as many tokens as the longest that is labelled, within the column's bound.
 
