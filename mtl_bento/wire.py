@@ -86,7 +86,7 @@ class Reader:
         Raises SchemaError with every place that is wrong.
         """
         try:
-            request = self.model.model_validate(data)
+            request = self.model.model_validate(data, context={})  # columns count in it what a request takes
         except ValidationError as error:
             sentence, detail = request_error(error, self._names)
             raise shifted(SchemaError(sentence, detail=detail), start) from None
@@ -436,7 +436,7 @@ def _tied(path: str, answer: Mapping[str, Any], got: Mapping[str, Any], edge: Ma
         # At the threshold the value may be either label; its probability is then the other's.
         near = [abs(share - edge["value"]) <= TOLERANCE for share in answer["probabilities"].values()]
         return any(near) and (path == "value" or (path == "probability" and got["value"] != answer["value"]))
-    if not re.fullmatch(r"value(\[\d+\])*", path):
+    if not re.fullmatch(r"(value|box)(\[\d+\])*", path):
         return False
     if "probabilities" not in answer:
         return bool(abs(answer.get("probability", 1.0) - 0.5) <= TOLERANCE)
