@@ -29,8 +29,7 @@ class Block:
 
     name: str
     columns: Sequence[str]
-    encoder: Mapping[str, Any] | None
-    """None where trees alone read it."""
+    encoder: Mapping[str, Any]
 
     @property
     def title(self) -> str:
@@ -45,7 +44,7 @@ class Block:
     @property
     def words(self) -> str:
         """What the encoder is, in words."""
-        return "as it is" if self.encoder is None else spec(self.encoder) or "default"
+        return spec(self.encoder) or "default"
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,7 @@ def _on_validation(facts: Facts) -> Html:
     gains = [facts.validation(task)[2] for task in facts.names]
     lower = f"{sum(gain > 0 for gain in gains)} of {count(len(gains), 'target')}"
     alone = "the network at the defaults" if len(gains) == 1 else "single-task networks"
-    words = text(f"On validation rows, trial {facts.best} has a lower loss than {alone} for {lower}.")
-    kept = [t for g in facts.result["network"]["groups"] if g["name"] != f"trial {facts.best}" for t in g["tasks"]]
-    return join(words, " Single-task networks are kept for ", names(kept, most=6), ".") if kept else words
+    return text(f"On validation rows, trial {facts.best} has a lower loss than {alone} for {lower}.")
 
 
 def _groups(facts: Facts) -> Html:
