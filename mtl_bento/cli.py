@@ -22,7 +22,7 @@ from mtl_bento.errors import MissingExtraError, MtlBentoError
 
 STARTED = time.monotonic()
 """When this process began, but for Python's own start: a timeout counts what is imported after it, too."""
-OF_SEARCH = ("inspect", "search", "report", "evaluate", "example")
+OF_SEARCH = ("inspect", "search", "report", "evaluate", "compare", "example")
 """Commands of the extra `search`, listed also where it is not installed."""
 
 
