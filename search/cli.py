@@ -147,6 +147,7 @@ def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split
 @click.option("--storage", help="An Optuna storage URL; a journal file in the run folder by default.")
 @click.option("--executor", default="local", show_default=True, help="Where networks train.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of every random draw. [default: 0]")
+@click.option("--tensorboard", metavar="DIR", help="Write each trial's scalars for `tensorboard --logdir DIR`.")
 @_json
 @_quiet
 def search_command(
@@ -163,6 +164,7 @@ def search_command(
     storage: str | None,
     executor: str,
     seed: int | None,
+    tensorboard: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -198,6 +200,7 @@ def search_command(
         seed=seed,
         config=config,
         progress=shown,
+        tensorboard=tensorboard,
         started=STARTED,
         **options,
     )
@@ -256,7 +259,9 @@ def _figure(value: float | None) -> str:
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser.")
-@click.option("--trials", metavar="FILE", help="Write all trials as a table too (CSV by its suffix, or `-`; Parquet ...).")
+@click.option(
+    "--trials", metavar="FILE", help="Write all trials as a table too (CSV by its suffix, or `-`; Parquet ...)."
+)
 @_quiet
 def report_command(run: Path, opens: bool, trials: str | None, quiet: bool) -> None:
     """Write the HTML report of a RUN again.

@@ -31,7 +31,7 @@ LARGEST_SEED = 2**31 - 1
 def _has_labels(estimator: MultiTaskEstimator) -> bool:
     """Return whether a target has classes; before fit, and with numbers alone, there is no predict_proba."""
     check_is_fitted(estimator)
-    return any(map(_classes, estimator.model_.tasks))
+    return any(_classes(task) is not None for task in estimator.model_.tasks)
 
 
 class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
@@ -107,7 +107,9 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             inputs = self._inputs(X, reset=True)
             targets, self._single = _targets(y)
             if inputs.num_rows != targets.num_rows:
-                raise FitError(f"X has {inputs.num_rows} rows and Y has {targets.num_rows}; give one row of Y for each.")
+                raise FitError(
+                    f"X has {inputs.num_rows} rows and Y has {targets.num_rows}; give one row of Y for each."
+                )
             if inputs.num_rows < 2:
                 raise FitError(f"X has n_samples = {inputs.num_rows}; give at least a few dozen rows.")
             if both := sorted(set(inputs.column_names) & set(targets.column_names)):
@@ -157,7 +159,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         dtype = object if len(kinds) > 1 and not kinds <= set("iuf") else None
         return np.stack([column.astype(dtype) if dtype else column for column in columns], axis=1)
 
-    @available_if(_has_labels)
+    @available_if(_has_labels)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Return probabilities of the classes, a list of T arrays [B, C] in the order of `classes_`, None for numbers.
 

@@ -105,9 +105,7 @@ def explain(
     return changes
 
 
-def groups_of(
-    model: Model, table: pa.Table, groups: Mapping[str, Sequence[str]] | None
-) -> dict[str, tuple[str, ...]]:
+def groups_of(model: Model, table: pa.Table, groups: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
     """Return the inputs that change together, by name: the groups given, and each other input of the table alone."""
     inputs = [name for name in model.schema.names if name in table.column_names]
     if not inputs:
@@ -152,7 +150,8 @@ class _Judge:
     def rise(self, columns: Sequence[str], rng: np.random.Generator) -> np.ndarray:
         """Return each row's rise of the loss under one shuffle: [T, B], NaN where the label is missing."""
         order = pa.array(rng.permutation(self.table.num_rows))
-        return self._losses(_replaced(self.table, {c: self.table[c].take(order) for c in columns})) - self.losses
+        shuffled = _replaced(self.table, {c: self.table[c].take(order) for c in columns})
+        return np.asarray(self._losses(shuffled) - self.losses)
 
     def _losses(self, table: pa.Table) -> np.ndarray:
         answers = self.model.answers(table)

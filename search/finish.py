@@ -140,7 +140,7 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unlearned(problem: Problem, choice: Choice) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the blend's answers on the validation rows, out of fold, T of [V, O], and on the test rows, T of [B, O]."""
+    """Return the blend's answers: out of fold on the validation rows, T of [V, O], and on the test rows, T of [B, O]."""
     parts = [
         [np.einsum("k,kbo->bo", share, held) for share, held in zip(blend, each, strict=True)]
         for members, blend, rows in _by_split(problem, choice)
@@ -175,9 +175,7 @@ def _input_importance(sitting: Sitting, choice: Choice) -> list[dict[str, Any]] 
         (make_model(problem, members, blend, card={}), rows) for members, blend, rows in _by_split(problem, choice)
     ]
     rows = affordable_rows(parts[0][0], np.concatenate([rows for _, rows in parts]))
-    return importance(
-        [(model, np.intersect1d(own, rows)) for model, own in parts], problem.table, deadline=deadline
-    )
+    return importance([(model, np.intersect1d(own, rows)) for model, own in parts], problem.table, deadline=deadline)
 
 
 def make_model(problem: Problem, members: Sequence[Any], blend: np.ndarray, *, card: dict[str, Any]) -> Model:

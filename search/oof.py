@@ -28,9 +28,7 @@ OWN = ("row", "part", "fold", "weight")
 GIVEN = "__given"
 
 
-def write_predictions(
-    folder: Path, problem: Problem, valid: Sequence[np.ndarray], test: Sequence[np.ndarray]
-) -> None:
+def write_predictions(folder: Path, problem: Problem, valid: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> None:
     """Write the answers that a run's model gave to rows that it did not learn.
 
     Args:

@@ -192,7 +192,7 @@ class Task(ABC, Generic[AnySpec]):
 
         The mean distance of their numbers; kinds whose answers have one number that matters give its change, signed.
         """
-        return np.abs(answers.astype(np.float64) - others).mean(1)
+        return np.asarray(np.abs(answers.astype(np.float64) - others).mean(1))
 
     def card(self) -> dict[str, Any]:
         """Return what `GET /model` says of the task: the fields of its spec."""

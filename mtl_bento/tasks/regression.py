@@ -84,7 +84,7 @@ class Regression(Task[RegressionSpec]):
 
     def change(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Return by how much each row's number is more than in another answer, in the target's unit [B]."""
-        return self._numbers(answers) - self._numbers(others)
+        return np.asarray(self._numbers(answers) - self._numbers(others))
 
     def truth(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return labels in their own unit, float64 [B], NaN where missing."""
