@@ -802,6 +802,11 @@ def _check_answers(task: Task[Any], placed: Callable[[int], Task[Any]], cells: p
     else:
         _close(torch.tensor(columnwise), torch.tensor(scored), what, tolerance=1e-6)
     _promise(len(task.truth(cells)) == n, "`truth` must give a label a row")
+    said = task.said(cells)
+    _promise(json.loads(json.dumps(said)) == said and len(said) == n, "`said` must be labels that JSON can hold")
+    targets = torch.from_numpy(task.encode(cells))
+    empty = task.empty(targets)
+    _promise(empty.dtype == torch.bool and empty.shape == task.known(targets).shape, "`empty` must say yes or no a row")
     json.dumps(task.card(), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""The search's commands: inspect, search, report, evaluate, compare, example. Each parses, calls one function, prints."""
+"""The search's commands: inspect, search, report, evaluate, compare, example. Each parses, calls, prints."""
 
 from __future__ import annotations
 

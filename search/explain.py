@@ -8,6 +8,7 @@ Letters: T tasks, B rows, O numbers of an answer.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from mtl_bento.errors import SchemaError, SpecError, listing, nearest
 from mtl_bento.model import Model
+from mtl_bento_search.problem import Problem
 
 REPEATS = 3
 """Permutations of each input."""
@@ -26,6 +28,33 @@ MOST_ROWS = 1_000
 ANSWERED = 50
 """Rows that are answered for an importance, in rows of the largest request that the inputs allow: 50,000 of a table,
 3,200 of pictures."""
+SPENT_S, SPENT_SHARE = 1.0, 0.01
+"""Seconds, and share of the timeout, that the importance of inputs may take at the end of a search."""
+
+
+def out_of_fold_importance(
+    model: Model, problem: Problem, *, timeout_s: float | None = None
+) -> list[dict[str, Any]] | None:
+    """Return `importance` on validation rows, each judged by members that did not learn it; None without time for it.
+
+    Args:
+        model: served by candidates of one member a split each, in the order of the splits.
+        problem: what it learned from.
+        timeout_s: of the whole search. Without one it is always the same work, and the same result.
+    """
+    deadline = float("inf") if timeout_s is None else time.monotonic() + SPENT_S + SPENT_SHARE * timeout_s
+    splits = [valid for _, valid in problem.protocol.splits]
+    rows = affordable_rows(model, np.concatenate(splits))
+    parts = [(of_split(model, split, len(splits)), np.intersect1d(valid, rows)) for split, valid in enumerate(splits)]
+    return importance(parts, problem.table, deadline=deadline)
+
+
+def of_split(model: Model, split: int, n: int) -> Model:
+    """Return the members of a model that learned in one of n splits, with their shares."""
+    blend = model.blend[:, split::n]
+    return dataclasses.replace(
+        model, members=model.members[split::n], blend=blend / blend.sum(1, keepdims=True), card={}
+    )
 
 
 def importance(

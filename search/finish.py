@@ -6,7 +6,6 @@ Letters: T tasks, B test rows, O numbers of an answer.
 from __future__ import annotations
 
 import platform
-import time
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,31 +27,34 @@ from mtl_bento.registry import Registry
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search import metrics, select
-from mtl_bento_search.explain import affordable_rows, importance
+from mtl_bento_search.explain import out_of_fold_importance
 from mtl_bento_search.finals import single_task_candidates
-from mtl_bento_search.oof import write_predictions
+from mtl_bento_search.oof import blended_out_of_fold, write_predictions
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.run import MODEL
 from mtl_bento_search.select import Choice
-from mtl_bento_search.sitting import Sitting
+from mtl_bento_search.shown import shown
 from mtl_bento_search.study import Driver
 
 MIN_FOR_IMPORTANCE = 30
 """Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
 
 
-IMPORTANCE_S, IMPORTANCE_SHARE = 1.0, 0.01
-"""Seconds, and share of the timeout, that the importance of inputs may take; of what is kept back for the report."""
+def served(problem: Problem, choice: Choice) -> list[np.ndarray]:
+    """Return what is served for each task on the locked rows, [B, O] each; nothing where there are none."""
+    rows = problem.protocol.test
+    if not len(rows):
+        return []
+    each = select.answers_by_member(choice.members, problem.dataset, rows)
+    return [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
 
 
-def test(problem: Problem, choice: Choice) -> list[dict[str, Any]]:
-    """Score the chosen members and their single-task networks on the locked rows; return one record per task."""
+def test(problem: Problem, choice: Choice, ours: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Score what is served [B, O] a task, and single-task networks, on the locked rows; return one record per task."""
     rows = problem.protocol.test
     if not len(rows):
         return []
     dataset = problem.dataset
-    each = select.answers_by_member(choice.members, dataset, rows)
-    ours = [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
     singles = [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(choice.single)]
     weights = None if dataset.weights is None else dataset.weights.cpu().numpy()[rows]
     records = []
@@ -121,61 +123,24 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
         choice = select.choose(driver.candidate(best.number)[0], singles, problem.dataset)
-        records = test(problem, choice)
+        ours = served(problem, choice)
+        records = test(problem, choice, ours)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
         tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
         folder.note(tested=tested)
     with clock.phase("report"):
-        write_predictions(folder.path, problem, *_unlearned(problem, choice))
         result = _result(driver, choice, records, spec, looks=len(tested))
         model = make_model(problem, choice.members, choice.blend, card=_card(spec, problem, records, choice))
         model.save(folder.path / MODEL)
-        result["input_importance"] = _input_importance(sitting, choice)
+        result["shown"] = shown(problem, model, ours, seed=sitting.seed)
+        write_predictions(folder.path, problem, blended_out_of_fold(problem, choice.members, choice.blend), ours)
+        result["input_importance"] = out_of_fold_importance(model, problem, timeout_s=clock.timeout_s)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s
     folder.write_result(result)
     folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases)
     return result
-
-
-def _unlearned(problem: Problem, choice: Choice) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the blend's answers: out of fold on the validation rows, T of [V, O], and on the test rows, T of [B, O]."""
-    parts = [
-        [np.einsum("k,kbo->bo", share, held) for share, held in zip(blend, each, strict=True)]
-        for members, blend, rows in _by_split(problem, choice)
-        for each in [select.answers_by_member(members, problem.dataset, rows)]
-    ]
-    valid = [np.concatenate(held) for held in zip(*parts, strict=True)]
-    if not len(problem.protocol.test):
-        return valid, []
-    each = select.answers_by_member(choice.members, problem.dataset, problem.protocol.test)
-    return valid, [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
-
-
-def _by_split(problem: Problem, choice: Choice) -> list[tuple[tuple[Trained, ...], np.ndarray, np.ndarray]]:
-    """Return the members of each split, their blend, and the validation rows, which none of them learned.
-
-    Candidates have one member a split, in the order of the splits.
-    """
-    n = len(problem.protocol.splits)
-    found = []
-    for split, (_, rows) in enumerate(problem.protocol.splits):
-        blend = choice.blend[:, split::n]
-        found.append((choice.members[split::n], blend / blend.sum(1, keepdims=True), rows))
-    return found
-
-
-def _input_importance(sitting: Sitting, choice: Choice) -> list[dict[str, Any]] | None:
-    """Return the importance of inputs for each task, out of fold; None where the time is up."""
-    problem, timeout_s = sitting.problem, sitting.clock.timeout_s
-    # Without a timeout always the same work, so that the same search gives the same result.
-    deadline = float("inf") if timeout_s is None else time.monotonic() + IMPORTANCE_S + IMPORTANCE_SHARE * timeout_s
-    parts = [
-        (make_model(problem, members, blend, card={}), rows) for members, blend, rows in _by_split(problem, choice)
-    ]
-    rows = affordable_rows(parts[0][0], np.concatenate([rows for _, rows in parts]))
-    return importance([(model, np.intersect1d(own, rows)) for model, own in parts], problem.table, deadline=deadline)
 
 
 def make_model(problem: Problem, members: Sequence[Any], blend: np.ndarray, *, card: dict[str, Any]) -> Model:
@@ -276,7 +241,7 @@ def _result(
             "references": references.curves,
             "trials": {str(t.number): t.user_attrs["curve"] for t in complete if "curve" in t.user_attrs},
         },
-        "importance": parameter_importance(study) if len(complete) >= MIN_FOR_IMPORTANCE else None,
+        "importance": importance(study) if len(complete) >= MIN_FOR_IMPORTANCE else None,
         "network": _drawn(problem, choice),
     }
 
@@ -291,7 +256,7 @@ def _shortened(driver: Driver) -> list[str]:
     return notes
 
 
-def parameter_importance(study: optuna.Study) -> dict[str, float] | None:
+def importance(study: optuna.Study) -> dict[str, float] | None:
     """Return Optuna's importance of each parameter, or None where it cannot be told."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

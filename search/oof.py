@@ -20,7 +20,9 @@ from pyarrow import parquet
 
 from mtl_bento.artifact import write_file
 from mtl_bento.errors import RunError
+from mtl_bento.network import Trained
 from mtl_bento.table import plain
+from mtl_bento_search import select
 from mtl_bento_search.problem import Problem
 
 PREDICTIONS = "predictions.parquet"
@@ -46,6 +48,20 @@ def write_predictions(folder: Path, problem: Problem, valid: Sequence[np.ndarray
     sink = io.BytesIO()
     parquet.write_table(pa.concat_tables(tables), sink)
     write_file(folder / PREDICTIONS, sink.getbuffer())
+
+
+def blended_out_of_fold(problem: Problem, members: Sequence[Trained], blend: np.ndarray) -> list[np.ndarray]:
+    """Return what a blend [T, members] answers out of fold on the validation rows: [V, O] a task.
+
+    Each candidate has one member a split, in the order of the splits.
+    """
+    n = len(problem.protocol.splits)
+    parts = []
+    for split, (_, rows) in enumerate(problem.protocol.splits):
+        each = select.answers_by_member(members[split::n], problem.dataset, rows)
+        shares = blend[:, split::n] / blend[:, split::n].sum(1, keepdims=True)
+        parts.append([np.einsum("k,kbo->bo", share, held) for share, held in zip(shares, each, strict=True)])
+    return [np.concatenate(held) for held in zip(*parts, strict=True)]
 
 
 def read_predictions(folder: Path) -> pa.Table:

@@ -21,6 +21,7 @@ from mtl_bento.columns._base import Column
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento.registry import Registry
 from mtl_bento.spec import Spec
+from mtl_bento.table import plain
 
 FEW = 32
 """Numbers that numpy writes at most: Arrow takes as long for a few of them, and a sixth of the time for thousands."""
@@ -193,6 +194,15 @@ class Task(ABC, Generic[AnySpec]):
         The mean distance of their numbers; kinds whose answers have one number that matters give its change, signed.
         """
         return np.asarray(np.abs(answers.astype(np.float64) - others).mean(1))
+
+    def said(self, values: pa.ChunkedArray) -> list[Any]:
+        """Return labels [B] as "value" of `rows` says answers, None where missing: what a report shows as the truth."""
+        said: list[Any] = plain(values).to_pylist()
+        return said
+
+    def empty(self, targets: Tensor) -> Tensor:
+        """Return where labels say that there is nothing to be found, no object and no span: bool [..., B]."""
+        return torch.zeros_like(self.known(targets))
 
     def card(self) -> dict[str, Any]:
         """Return what `GET /model` says of the task: the fields of its spec."""

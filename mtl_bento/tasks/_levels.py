@@ -155,6 +155,11 @@ class LevelsTask(Task[AnySpec]):
             answered.append({"value": levels[code], "probability": shares[code], "probabilities": named})
         return answered
 
+    def said(self, values: pa.ChunkedArray) -> list[Any]:
+        """Return the labels in the type of the answers, None where missing."""
+        labels: list[Any] = [*self._typed().to_pylist(), None]  # a missing label's code is -1: the last
+        return [labels[code] for code in self.encode(values).tolist()]
+
     def card(self) -> dict[str, Any]:
         """Return the fields of the spec, and the classes in their own type."""
         return super().card() | {"classes": self._typed().to_pylist()}

@@ -37,6 +37,10 @@ class PositionsTask(Task[AnySpec]):
         """Return the rows with a known position."""
         return (targets >= 0).any(-1)
 
+    def empty(self, targets: Tensor) -> Tensor:
+        """Return where every known position has the first class: the background, outside of all spans."""
+        return (targets <= 0).all(-1) & self.known(targets)
+
     def row_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """outputs [K, M, B, L, O], targets [K or 1, 1, B, L] -> nats, the mean of a row's known positions [K, M, B]."""
         if self.n_outputs == 1:

@@ -149,6 +149,15 @@ class Box(Task[BoxSpec]):
         boxes = [dict(zip(SIDES, box, strict=True)) for _, *box in cells]
         return [{"value": b if p >= 0.5 else None, "probability": p} for (p, *_), b in zip(cells, boxes, strict=True)]
 
+    def said(self, values: pa.ChunkedArray) -> list[Any]:
+        """Return the boxes, null where there is no object or the box is not known."""
+        boxes = _boxes(self.name, values).tolist()
+        return [dict(zip(SIDES, box, strict=True)) if there == 1 else None for there, *box in boxes]
+
+    def empty(self, targets: Tensor) -> Tensor:
+        """Return where there is no object."""
+        return targets[..., 0] == 0
+
 
 def overlap(one: Any, other: Any) -> Any:
     """Return the intersection over union [...] of boxes [..., 4], tensors or arrays; 0 where both are empty."""

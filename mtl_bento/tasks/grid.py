@@ -138,6 +138,13 @@ class Grid(PositionsTask[GridSpec]):
             for value, *shares in zip(self.values(answers).to_pylist(), *grids, strict=True)
         ]
 
+    def said(self, values: pa.ChunkedArray) -> list[Any]:
+        """Return the grids row by row, null where nothing of one is known, and in cells that are not."""
+        codes = self.encode(values)
+        places = pa.array(codes.ravel(), mask=codes.ravel() < 0)
+        grids = self._nested(pa.array(self.spec.levels, arrow_type(self.spec.dtype)).take(places)).to_pylist()
+        return [grid if (row >= 0).any() else None for grid, row in zip(grids, codes, strict=True)]
+
     def card(self) -> dict[str, Any]:
         """Return the fields of the spec, and the classes in their own type."""
         return super().card() | {"classes": list(self.spec.levels)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -110,6 +111,10 @@ class Regression(Task[RegressionSpec]):
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
         """Return `{"value": number}` per row."""
         return [{"value": value} for value in shortest(self._numbers(answers))]
+
+    def said(self, values: pa.ChunkedArray) -> list[Any]:
+        """Return the numbers, None where missing."""
+        return [None if math.isnan(number) else number for number in self.truth(values).tolist()]
 
     def _numbers(self, answers: np.ndarray) -> np.ndarray:
         return answers[:, 0].astype(np.float64) * self.spec.spread + self.spec.mean

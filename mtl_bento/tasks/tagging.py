@@ -186,6 +186,10 @@ class Tagging(PositionsTask[TaggingSpec]):
             for text, spans in zip(texts, found, strict=True)
         ]
 
+    def said(self, values: pa.ChunkedArray) -> list[Any]:
+        """Return the spans of each text: label, start, end; null where it is not labelled."""
+        return [None if found is None else [e._asdict() for e in found] for found in self._entities(values)]
+
     def card(self) -> dict[str, Any]:
         """Return the fields of the spec, and the labels of spans."""
         return super().card() | {"classes": list(self.spec.levels)}

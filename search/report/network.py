@@ -34,7 +34,12 @@ class Block:
     @property
     def title(self) -> str:
         """What the block is, in words."""
-        return f"{self.name}: {count(len(self.columns), 'column')}"
+        return self.kind if self.kind != self.name else f"{self.name}: {count(len(self.columns), 'column')}"
+
+    @property
+    def kind(self) -> str:
+        """The kind of its encoder: "image" of a picture's own block, "image:photo"."""
+        return self.name.partition(":")[0]
 
     @property
     def words(self) -> str:
@@ -189,7 +194,7 @@ def _wide_shared(
     middle, step = y + h / 2, 62
     first = middle - step * len(blocks) / 2 + 6
     encoders = [
-        box(250, first + step * i, 168, 50, "encoder", f"{b.name} encoder", b.words) for i, b in enumerate(blocks)
+        box(250, first + step * i, 168, 50, "encoder", f"{b.kind} encoder", b.words) for i, b in enumerate(blocks)
     ]
     into = [flow(place, (250, first + step * i + 25)) for i, place in enumerate(inputs)]
     onto = [flow((418, first + step * i + 25), (456, middle)) for i in range(len(blocks))]
@@ -265,7 +270,7 @@ def _tall_frame(blocks: Sequence[Block], frame: Frame, kinds: Mapping[str, str],
     at = y + 54
     encoders = "own encoders: " if frame.separate else "encoders: "
     parts = [
-        box(12, at, TALL - 24, 30, "encoder", encoders + ", ".join(b.name for b in blocks)),
+        box(12, at, TALL - 24, 30, "encoder", encoders + ", ".join(b.kind for b in blocks)),
         down(TALL / 2, at + 30, at + 46),
     ]
     at += 48

@@ -7,8 +7,9 @@
                           "answer": {"value": {...}, "probability": .97}}]}]}
 
 `cells` holds what a row's input was, by input and row (its number in the table, from 0), small, once however many tasks
-show it; null where it was missing. `answer` is the object of POST /predict; `truth` has the form of its "value": a box,
-null for no object; rows of a grid's labels, null in cells that are not known; spans with label, start and end; a label.
+show it; null where it was missing. `answer` is the object of POST /predict without its `probabilities`; `truth` has the
+form of its "value": a box, null for no object; rows of a grid's labels, null in cells that are not known; spans with
+label, start and end; a label.
 `labels` are those of a grid's cells or of spans, in their order; empty for other kinds.
 
 Only test rows may be given: a training row is never shown. All is plain data, so that a report can be drawn again

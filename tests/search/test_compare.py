@@ -175,7 +175,7 @@ def test_runs_without_a_common_task_or_with_one_of_two_kinds_are_refused(tmp_pat
     one = tiny(tmp_path / "one", targets={"children": "multiclass"}, **by_time)
     other = tiny(tmp_path / "other", targets={"children": "regression", "smoker": "binary"}, **by_time)
     third = tiny(tmp_path / "third", targets={"smoker": "binary"}, **by_time)
-    with pytest.raises(RunError, match="Task 'children' is multiclass in .* and regression in"):
+    with pytest.raises(RunError, match=r"Task 'children' is multiclass in .* and regression in"):
         mb.compare(one, other)
     with pytest.raises(RunError, match="no task in common: children; and smoker"):
         mb.compare(one, third)

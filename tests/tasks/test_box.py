@@ -162,3 +162,11 @@ def test_labels_that_teach_nothing_are_refused() -> None:
     with pytest.raises(SchemaError, match=r"'car' is \[0\.5, 0\.4, 0\.2, 0\.3\] in every training row"):
         fit([BOX, BOX])
     assert fit([BOX, None]).spec.share == 0.5
+
+
+def test_labels_are_said_as_answers_are_and_no_object_is_nothing_to_be_found() -> None:
+    task = fit()
+    there = dict(zip("xywh", BOX, strict=True))
+    assert task.said(cells(BOXES)) == [there, None, None, {"x": 0.25, "y": 0.25, "w": 0.5, "h": 0.5}]
+    assert set(task.rows(np.array([[0.9, *BOX]], np.float32))[0]["value"]) == set(there)
+    assert task.empty(torch.from_numpy(task.encode(cells(BOXES)))).tolist() == [False, True, False, False]

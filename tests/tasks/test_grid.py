@@ -171,3 +171,15 @@ def test_labels_that_teach_nothing_are_refused() -> None:
         fit([None, None])
     with pytest.raises(SchemaError, match="'cars' is the same grid in every training row"):
         fit([[[0, 1]], [[0, 1]]])
+
+
+def test_labels_are_said_as_answers_are_and_unknown_cells_are_none() -> None:
+    task = fit(CARS)
+    assert task.said(cells(CARS)) == [[[0, 1, 1], [0, None, None]], None, [[0, 0, 0], [1, 1, 0]]]
+    answered = task.said(cells(task.values(np.array([[0.1, 0.9, 0.9, 0.2, 0.6, 0.1]])).to_pylist()))
+    assert answered == [task.rows(np.array([[0.1, 0.9, 0.9, 0.2, 0.6, 0.1]]))[0]["value"]]
+
+
+def test_a_grid_of_the_first_label_alone_has_nothing_to_be_found() -> None:
+    targets = torch.tensor([[0, 0, -1], [0, 1, 0], [-1, -1, -1]])
+    assert fit(CARS).empty(targets).tolist() == [True, False, False]

@@ -150,3 +150,7 @@ def test_many_numbers_have_the_digits_that_a_few_have(numbers: list[float]) -> N
     alone = shortest(np.array(numbers, np.float64))
     assert alone == [float(str(np.float32(number))) for number in numbers]
     assert shortest(np.array([*numbers, *range(FEW)], np.float64)) == [*alone, *range(FEW)]
+
+
+def test_labels_are_said_in_the_type_of_the_answers() -> None:
+    assert fit([3, 1, None, 3]).said(cells([3.0, None, 1.0])) == [3, None, 1]

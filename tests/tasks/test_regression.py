@@ -126,3 +126,7 @@ def test_labels_beyond_what_squares_hold_are_refused() -> None:
     # Their spread was infinite, and every label 0.
     with pytest.raises(SchemaError, match="hours"):
         fit([-1e200, 1e200])
+
+
+def test_labels_are_said_in_their_own_unit_and_missing_ones_are_none() -> None:
+    assert fit([1.0, 2.0, None, 6.0]).said(cells([2.5, None, float("nan")])) == [2.5, None, None]

@@ -232,3 +232,10 @@ def test_the_text_is_named_or_the_only_one() -> None:
 def test_a_task_without_its_texts_says_so() -> None:
     with pytest.raises(ValueError, match="target 'names': `place` the task on the table of these 1 rows first"):
         fit(TAGS).rows(np.zeros((1, 6)))
+
+
+@pytest.mark.parametrize(("labels", "end"), [(TAGS, 12), (SPANS, 11)])  # a word between spaces has its comma
+def test_labels_are_said_as_spans_whatever_they_are_given_as(labels: list[Any], end: int) -> None:
+    task = placed(labels, TEXTS)
+    spans = [[{"label": "city", "start": 3, "end": end}], [{"label": "city", "start": 0, "end": 6}], None]
+    assert task.said(cells(labels)) == spans
