@@ -312,7 +312,7 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
 @click.command("compare")
 @click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
 @click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--data", metavar="TABLE", help="The table of both, where answers are read by a text (tags).")
+@click.option("--data", metavar="TABLE", help="The table of both, needed where a target is a grid or tags.")
 @_json
 @_quiet
 def compare_command(first: Path, second: Path, data: str | None, as_json: bool, quiet: bool) -> None:
@@ -328,15 +328,14 @@ def compare_command(first: Path, second: Path, data: str | None, as_json: bool, 
     if as_json:
         _print_json({"first": str(first), "second": str(second), "tasks": records})
     elif not quiet:
-        title = f"{second} against {first}, {records[0]['n_test']:,} locked rows"
+        title = f"first: {first}, second: {second}, on the locked rows of both"
         grid = Table(title=escape(title), title_justify="left")
-        for heading in ("task", "metric", "first", "second", "second better by (95 % interval)", "verdict"):
+        for heading in ("task", "rows", "metric", "first", "second", "second better by (95 % interval)", "verdict"):
             grid.add_column(heading, overflow="fold")
         for r in records:
+            figures = (_figure(r["first"]), _figure(r["second"]))
             better = f"{_figure(r['difference'])} ({_figure(r['lower'])} to {_figure(r['upper'])})"
-            grid.add_row(
-                escape(r["task"]), r["metric"], _figure(r["first"]), _figure(r["second"]), better, r["verdict"]
-            )
+            grid.add_row(escape(r["task"]), f"{r['n_test']:,}", r["metric"], *figures, better, r["verdict"])
         wide_console().print(grid)
 
 

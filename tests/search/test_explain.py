@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -56,6 +59,19 @@ def test_parts_are_judged_each_by_its_own_model_and_put_together(model: Model, t
 
 def test_a_deadline_in_the_past_gives_nothing(model: Model, table: pa.Table) -> None:
     assert importance([(model, ROWS)], table, deadline=0.0) is None
+
+
+def test_where_time_is_short_fewer_rows_are_used(
+    model: Model, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(rows: np.ndarray, deadline: float = float("inf")) -> list[dict[str, Any]] | None:
+        ticks = itertools.count()  # each look at the clock is a second after the last
+        monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
+        return importance([(model, rows)], table, groups={"all": model.schema.names}, repeats=1, deadline=deadline)
+
+    # The rows as they are take a second, so one shuffle is allowed two: of 1 s that is left it uses every second row.
+    assert measured(ROWS, deadline=2.0) == measured(ROWS[::2])
+    assert measured(ROWS, deadline=3.0) == measured(ROWS) != measured(ROWS[::2])
 
 
 def test_rows_are_as_many_as_are_quickly_answered(model: Model) -> None:
