@@ -318,8 +318,13 @@ def _assembled(answers: Iterable[Mapping[str, Any]], columns: Mapping[str, str])
 def _flat(target: str, answer: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """Yield the columns of one answer: `income`, `income__proba__>50K`, `hours__lower`."""
     for key, value in answer.items():
-        if key == "value":
+        if key == "value" and isinstance(value, Mapping):  # a box
+            yield target, list(value.values())
+            yield from ((f"{target}__{name}", item) for name, item in value.items())
+        elif key == "value":
             yield target, value
+        elif key == "box":
+            yield from ((f"{target}__{name}", item) for name, item in value.items())
         elif isinstance(value, Mapping):
             part = "proba" if key == "probabilities" else key
             yield from ((f"{target}__{part}__{name}", item) for name, item in value.items())
@@ -328,13 +333,24 @@ def _flat(target: str, answer: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _array(values: list[Any], kind: str) -> pa.Array:
+    """Return values as an array of a type by its name; spans, which are text in columns, as JSON."""
     import pyarrow as pa
 
-    try:
-        wanted = pa.type_for_alias(kind)
-    except ValueError:  # a nested type has no name that can be read back
-        return pa.array(values)
+    wanted = _type(kind)
+    if pa.types.is_large_string(wanted):
+        values = [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in values]
     return pa.array(values, wanted)
+
+
+def _type(kind: str) -> pa.DataType:
+    """Return the type of a name such as "double", "list<item: string>" or "fixed_size_list<item: float>[4]"."""
+    import pyarrow as pa
+
+    nested = re.fullmatch(r"(?:fixed_size_)?list<\w+: (.*)>(?:\[(\d+)\])?", kind)
+    if nested is None:
+        return pa.type_for_alias(kind)
+    inner, size = _type(nested[1]), nested[2]
+    return pa.list_(inner, int(size)) if size else pa.list_(inner)
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from torch import Generator, Tensor, nn
 
 from mtl_bento.columns._base import Column
-from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, kind_of, mean_of_real
+from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, has_positions, kind_of, mean_of_real
 from mtl_bento.errors import SpecError, listing
 from mtl_bento.heads._base import HEADS, Head, HeadSpec, Pooling
 from mtl_bento.layers import PerMember, Random, Stacked
@@ -64,6 +64,13 @@ class Inputs:
         """Return an encoder of a block for one member with the defaults: what it prepares is the same for all."""
         spec: Any = ENCODERS.spec_class(kind_of(block))
         return cast(Encoder[Any], _build(ENCODERS, [spec()], self.columns[block], self.fitted[block], [Generator()]))
+
+    def positions(self, tasks: Sequence[Task[Any]]) -> tuple[int, tuple[int, int] | None]:
+        """Return how many positions a trunk reads that reads some, 0 where no input has any, and their grid."""
+        encoders = {block: self.encoder(block) for block in self.columns if has_positions(block)}
+        lengths = {block: encoders[block].length if block in encoders else 0 for block in self.columns}
+        main = self.main(lengths, tasks)
+        return (0, None) if main is None else (lengths[main], encoders[main].grid)
 
     def main(self, lengths: Mapping[str, int], tasks: Sequence[Task[Any]]) -> str | None:
         """Return the block whose positions a trunk reads, of those with `lengths` above 0; None where there is none.
@@ -232,7 +239,7 @@ class Network(nn.Module):
         if not encoder.length:
             return (features,)
         if block == self.main:
-            return features, mask
+            return _somewhere(features, mask)
         if self.main is None:
             return (encoder.pooled(features, mask),)
         return (mean_of_real(features, mask),)  # beside every position: side by side they would be too many
@@ -435,6 +442,15 @@ class Flat:
         if part.shapes is None:
             return matrix[part.member, start : start + part.parameter.numel()].view(shape)
         return matrix[: shape[0], start:end].view(shape)
+
+
+def _somewhere(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features [..., L, F], 0 where no position is, and the mask [..., L] with one position at least.
+
+    Where a row has none, as its picture or text is missing, its other inputs would have nowhere to stand.
+    """
+    first = torch.arange(mask.shape[-1], device=mask.device) == 0
+    return features * mask.unsqueeze(-1), mask | (first & ~mask.any(-1, keepdim=True))
 
 
 def _joined(features: Sequence[Tensor]) -> Tensor:

@@ -11,12 +11,14 @@ BentoML imports it in two processes: a parent that watches, and a worker that an
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, cast
@@ -33,6 +35,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mtl_bento import artifact, wire
+from mtl_bento.columns._base import Column
 from mtl_bento.errors import ArtifactError, MtlBentoError, RequestError, SchemaError
 from mtl_bento.guard import Guard, refusal_body, refused
 from mtl_bento.image import environment, image
@@ -290,6 +293,11 @@ class _Reading(IOMixin):  # type: ignore[misc]
 
     reader: ClassVar[wire.Reader]
     state: ClassVar[_State]
+    decoder: ClassVar[ThreadPoolExecutor | None]
+    """The thread that decodes pictures, beside the event loop, which a large one would hold up for a second.
+
+    One, since each may take hundreds of megabytes for that second.
+    """
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
@@ -298,7 +306,10 @@ class _Reading(IOMixin):  # type: ignore[misc]
         body = await request.body()
         try:
             cls.state.ready()
-            cells = cls.reader.read(body)
+            if cls.decoder is None:
+                cells = cls.reader.read(body)
+            else:
+                cells = await asyncio.get_running_loop().run_in_executor(cls.decoder, cls.reader.read, body)
         except MtlBentoError as error:
             raise refused(request.scope, error) from None
         return cls.model_construct(rows=cells)
@@ -323,6 +334,8 @@ def _request_type(schema: Schema, state: _State) -> Any:
     reader = wire.Reader(schema)
     model = cast(Any, create_model("PredictInput", __base__=(_Reading, reader.model)))
     model.reader, model.state = reader, state
+    slow = schema.max_rows < Column.max_rows  # cells of which a request may hold few take long to read
+    model.decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder") if slow else None
     return model
 
 

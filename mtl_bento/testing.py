@@ -776,6 +776,10 @@ def _check_judged(task: Task[Any], targets: Tensor) -> None:
     _promise(torch.equal(judged.isnan(), ~known), "`answer_losses` must be NaN exactly where a label is missing")
     trained = task.row_losses(outputs, targets[None, None])[0, 0]
     _close(judged[known], trained[known], "`answer_losses` of one network must be its `row_losses`", tolerance=1e-6)
+    parts = task.row_parts(outputs, targets[None, None])[0, 0]
+    n_parts = max(1, len(task.parts))
+    _promise(parts.shape[-1] == n_parts, f"`row_parts` must return [..., P], P = {n_parts}, not {tuple(parts.shape)}")
+    _close(parts.sum(-1)[known], trained[known], "the sum of `row_parts` must be `row_losses`")
     trivial = task.trivial_loss(targets)
     _promise(0 < trivial < float("inf"), f"`trivial_loss` must be above 0 and finite, not {trivial}")
 

@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Flat, Network, NetworkSpec, Trained
 from mtl_bento.spec import MustMatch, Searched, Spec
+from mtl_bento.tasks._base import Task
 from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento.weighting.static import StaticWeightingSpec
 
@@ -61,6 +62,8 @@ class TrainingSpec(Spec):
     steps: Annotated[int, Field(ge=1), MustMatch] = 2048
     """The whole budget."""
     weighting: Annotated[AnyWeighting, MustMatch] = StaticWeightingSpec()
+    part_weight: Annotated[dict[str, Annotated[float, Field(gt=0)]], Searched(0.2, 5.0, log=True)] = {}
+    """Weight of each part of a task's loss (`Task.parts`), by "<task>.<part>"; 1 where none is given."""
 
     def stack_key(self) -> tuple[Any, ...]:
         """Return what must agree in a stack: batch size, steps, and the weighting's own key."""
@@ -165,6 +168,7 @@ class Cohort:
         self.counter = torch.full((), float(self.step), device=dataset.device)
         self._delta = torch.zeros_like(self.flat.data)
         self._columns(dataset)
+        self.part_weights = [_part_weights(specs, task, dataset) for task in dataset.tasks]
         self.judged = torch.tensor([judged_tasks(m, names) for m in self.members], device=dataset.device)
         self.unit = torch.ones_like(dataset.trivial) if reference is None else dataset.trivial.new_tensor(reference)
         n = len(self.members)
@@ -259,10 +263,10 @@ class Cohort:
     def _step(self, dataset: Dataset, index: Tensor) -> None:
         outputs = self._outputs(dataset, index)
         losses = []
-        parts = zip(dataset.tasks, outputs, dataset.targets, dataset.label_weights, strict=True)
-        for task, out, labels, weights in parts:
+        each = zip(dataset.tasks, outputs, dataset.targets, dataset.label_weights, self.part_weights, strict=True)
+        for task, out, labels, weights, parts in each:
             own = None if weights is None else dataset.take(weights, index)
-            losses.append(task.mean_loss(out, dataset.take(labels, index), own))
+            losses.append(task.mean_loss(out, dataset.take(labels, index), own, parts))
         objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
         torch._foreach_copy_(self.flat.gradients, gradients)
@@ -366,6 +370,14 @@ def restack(stacks: Sequence[Stack], kept: Sequence[Sequence[int]], *, seed: int
 def looked_at(rows: Tensor) -> Tensor:
     """Return the validation rows that looks read: all, or an evenly spaced part of many."""
     return rows[:: -(-len(rows) // LOOKED_AT)] if len(rows) > LOOKED_AT else rows
+
+
+def _part_weights(specs: Sequence[MemberSpec], task: Task[Any], dataset: Dataset) -> Tensor | None:
+    """Return each member's weight of each part of a task's loss [K, P]; None where all are 1."""
+    weights = [[spec.training.part_weight.get(f"{task.name}.{part}", 1.0) for part in task.parts] for spec in specs]
+    if all(weight == 1 for row in weights for weight in row):
+        return None
+    return torch.tensor(weights, device=dataset.device, dtype=dataset.dtype)
 
 
 def judged_tasks(member: Member, names: Sequence[str]) -> list[bool]:

@@ -85,7 +85,7 @@ class Reader:
         Raises SchemaError with every place that is wrong.
         """
         try:
-            request = self.model.model_validate(data)
+            request = self.model.model_validate(data, context={})  # columns count in it what a request takes
         except ValidationError as error:
             sentence, detail = request_error(error, self._names)
             raise shifted(SchemaError(sentence, detail=detail), start) from None
@@ -396,7 +396,7 @@ def _alike(path: str, one: Any, other: Any, spread: float) -> bool:
 
 def _tied(path: str, answer: Mapping[str, Any]) -> bool:
     """Return whether a label, of a cell where the answer is a grid, may as well be another; or whether there is one."""
-    if not re.fullmatch(r"value(\[\d+\])*", path):
+    if not re.fullmatch(r"(value|box)(\[\d+\])*", path):
         return False
     if "probabilities" not in answer:
         return bool(abs(answer.get("probability", 1.0) - 0.5) <= TOLERANCE)

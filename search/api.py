@@ -11,8 +11,8 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from mtl_bento.encoders._base import has_positions
 from mtl_bento.errors import RunError, SpecError
+from mtl_bento.network import positional_trunks
 from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
@@ -140,18 +140,27 @@ def _merged(
 
 def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> Space:
     """Return the space of a problem; raises SpecError where `search.space` asks for what is not there."""
-    batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits))
-    blocks = list(problem.dataset.inputs.columns)
+    inputs = problem.dataset.inputs
+    blocks = list(inputs.columns)
+    length, grid = inputs.positions(problem.tasks)
     by_position = [task.name for task in problem.tasks if task.positional]
-    trunks = default_trunks(
-        len(problem.protocol.learned), positions=any(map(has_positions, blocks)), answered=bool(by_position)
+    trunks = spec.search.trunk or default_trunks(
+        len(problem.protocol.learned),
+        positions=length > 0,
+        line=grid is None,
+        located=any(task.located for task in problem.tasks),
+        answered=bool(by_position),
     )
+    read = length if trunks[0] in positional_trunks() else 1
+    batch, whole = budget(min(len(train) for train, _ in problem.protocol.splits), length=max(1, read))
     return Space(
         blocks,
         problem.names,
         by_position=by_position,
-        trunks=spec.search.trunk or trunks,
+        parts={task.name: task.parts for task in problem.tasks if task.parts},
+        trunks=trunks,
         weightings=spec.search.weighting,
+        heads=spec.search.head,
         domains=spec.search.space,
         batch_size=batch,
         steps=steps or whole,
@@ -201,7 +210,8 @@ def _searched(
         )
     folder.write_spec(written)  # from here on the folder is a run, and the study is that run's
     claim(study, attrs)
-    for line in (*(f"Split: {note}." for note in problem.notes), *_left_out(problem)):
+    notes = [f"Split: {note}." for note in problem.notes] + [f"{leak}." for leak in problem.leaks]
+    for line in (*notes, *_left_out(problem)):
         progress.say(line)
     with progress, make_executor(problem.dataset) as workers:
         sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)

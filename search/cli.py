@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.markup import escape
@@ -24,11 +26,11 @@ from mtl_bento.cli import STARTED
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento_search.api import search
 from mtl_bento_search.compare import comparison
-from mtl_bento_search.config import Config, load_config, parse_targets, seconds, target_options
+from mtl_bento_search.config import Config, DataSpec, load_config, parse_targets, seconds, target_options
 from mtl_bento_search.evaluation import evaluate, judged
 from mtl_bento_search.examples import EXAMPLES
 from mtl_bento_search.inference import Inference, infer
-from mtl_bento_search.problem import make_task
+from mtl_bento_search.problem import make_task, suited
 from mtl_bento_search.progress import Progress, Terminal, clock_text, wide_console
 from mtl_bento_search.protocol import looks_like_split
 from mtl_bento_search.report import write_report
@@ -60,33 +62,45 @@ def _check_duration(_context: click.Context, _parameter: click.Parameter, value:
 @_json
 @_quiet
 def inspect_command(table: str, targets: tuple[str, ...], out: Path | None, as_json: bool, quiet: bool) -> None:
-    """Show what each column of TABLE is taken for.
+    """Show what each column of TABLE (or of a mtl.yaml) is taken for.
 
     \b
     Example:
       mtl-bento inspect flights.parquet --target cancelled --target arr_delay --out mtl.yaml
     """
-    frame = tables.read(table)
-    wanted = parse_targets(targets, frame.column_names)
-    tasks = [make_task(name, target_options(name, kind), frame[name]) for name, kind in wanted.items()]
+    config, frame = _to_inspect(table, targets)
+    wanted = {name: target_options(name, given) for name, given in config.targets.items()}
+    tasks = [make_task(name, options, frame[name]) for name, options in wanted.items()]
     split = ("split",) if looks_like_split(frame) and "split" not in wanted else ()
-    found = infer(frame, targets=tuple(wanted), ignore=split)
+    own = {name for name in (config.sample_weight, config.split.column) if name is not None}
+    found = infer(frame, overrides=config.inputs, targets=tuple(wanted), ignore=tuple({*config.ignore, *split, *own}))
+    schema = suited(found.schema, tasks, frame, rows=np.arange(frame.num_rows), chosen=config.inputs)
     if as_json:
         _print_json(
             {
                 "rows": frame.num_rows,
                 "targets": [task.card() for task in tasks],
-                "inputs": [{"name": c.name, "kind": c.kind, "what": c.describe()} for c in found.schema.columns],
+                "inputs": [{"name": c.name, "kind": c.kind, "what": c.describe()} for c in schema.columns],
                 "left_out": [vars(x) for x in found.left_out],
                 "split": list(split),
             }
         )
     elif not quiet:
-        _show_columns(frame, tasks, found, split)
+        _show_columns(frame, tasks, dataclasses.replace(found, schema=schema), split)
     if out is not None:
-        _write_yaml(out, table, tasks, found, split)
+        _write_yaml(out, config, wanted, tasks, dataclasses.replace(found, schema=schema), split)
         if not quiet and not as_json:
             click.echo(f"Wrote {out}; edit it, then: mtl-bento search {out}")
+
+
+def _to_inspect(table: str, targets: tuple[str, ...]) -> tuple[Config, Any]:
+    """Return what a mtl.yaml or the options of the command line say, and the (training) table."""
+    if not table.endswith(YAML):
+        frame = tables.read(table)
+        return Config(data=table, targets=parse_targets(targets, frame.column_names)), frame
+    config = load_config(Path(table))
+    _targets(table, config, targets)
+    return config, tables.read(config.data.train if isinstance(config.data, DataSpec) else config.data)
 
 
 def _show_columns(frame: Any, tasks: list[Any], found: Inference, split: tuple[str, ...]) -> None:
@@ -95,7 +109,7 @@ def _show_columns(frame: Any, tasks: list[Any], found: Inference, split: tuple[s
     for heading in ("column", "taken for", "what"):
         grid.add_column(heading, overflow="fold")
     for task in tasks:
-        grid.add_row(escape(task.name), f"[bold]target[/bold] {task.spec.kind}", escape(_labels(task)))
+        grid.add_row(escape(task.name), f"[bold]target[/bold] {task.spec.kind}", escape(task.describe()))
     for name in split:
         grid.add_row(escape(name), "split", "train, validation and test rows")
     for column in found.schema.columns:
@@ -107,21 +121,22 @@ def _show_columns(frame: Any, tasks: list[Any], found: Inference, split: tuple[s
         click.echo("Name what to predict: --target COLUMN (repeats).")
 
 
-def _labels(task: Any) -> str:
-    classes = task.card().get("classes")
-    return "number" if classes is None else listing(map(str, classes))
-
-
-def _write_yaml(out: Path, table: str, tasks: list[Any], found: Inference, split: tuple[str, ...]) -> None:
+def _write_yaml(
+    out: Path, config: Config, wanted: dict[str, Any], tasks: list[Any], found: Inference, split: tuple[str, ...]
+) -> None:
+    """Write what was found, with the options that were given; what else a mtl.yaml said stays."""
+    held, paths = config.model_dump(mode="json", exclude_defaults=True), config.data
+    near = {n: os.path.relpath(p, out.parent) for n, p in held["data"].items()} if isinstance(paths, DataSpec) else None
     data: dict[str, Any] = {
         "version": 1,
-        "data": os.path.relpath(table, out.parent),
-        "targets": {task.name: {"kind": task.spec.kind} for task in tasks},
-        "inputs": {column.name: column.kind for column in found.schema.columns},
+        **held,
+        "data": os.path.relpath(str(paths), out.parent) if near is None else near,
+        "targets": {task.name: {"kind": task.spec.kind, **wanted[task.name]} for task in tasks},
+        "inputs": {c.name: config.inputs.get(c.name, c.kind) for c in found.schema.columns},
     }
-    if found.left_out:
-        data["ignore"] = [left.name for left in found.left_out]
-    if split:
+    if ignored := dict.fromkeys([*config.ignore, *(left.name for left in found.left_out)]):
+        data["ignore"] = list(ignored)
+    if split and "split" not in held:
         data["split"] = {"kind": "column", "column": split[0]}
     try:
         write_file(out, yaml.safe_dump(data, allow_unicode=True, sort_keys=False).encode())

@@ -81,6 +81,8 @@ class SearchSpec(Spec):
     """Kinds of trunk to choose from; the first is the default. None is tabm and mlp, from 20,000 rows mlp first."""
     weighting: Annotated[Words, Field(min_length=1)] = ("static",)
     """Kinds of loss weighting to choose from; the first is the default."""
+    head: Annotated[Words, Field(min_length=1)] = ("conv", "dense")
+    """Kinds of head to choose from where tasks answer by position; the first is the default."""
     space: dict[str, Domain] = {}
     """Narrows or fixes searched parameters, and sets fixed ones, by name."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -218,7 +218,7 @@ def _result(
             "folds": len(problem.protocol.splits),
         },
         "test_looks": looks,
-        "notes": [*problem.notes, *_shortened(driver), *driver.sitting.packing.notes],
+        "notes": [*problem.notes, *problem.leaks, *_shortened(driver), *driver.sitting.packing.notes],
         "targets": [
             {"name": t.name, "kind": t.spec.kind, "metric": t.metric, "weight": t.spec.weight} for t in problem.tasks
         ],

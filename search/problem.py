@@ -22,6 +22,7 @@ from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento_search.config import Config, DataSpec, target_options
 from mtl_bento_search.inference import LeftOut, infer
+from mtl_bento_search.leaks import suspicions
 from mtl_bento_search.metrics import METRICS
 from mtl_bento_search.protocol import Protocol, looks_like_split, make_protocol
 
@@ -41,6 +42,8 @@ class Problem:
     """All rows; its splits are the protocol's, its test rows are read once, at the end."""
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    leaks: tuple[str, ...]
+    """Inputs that may give a target away, a line each."""
     data_sha256: str
     _placed: dict[bytes, tuple[Task[Any], ...]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -93,7 +96,8 @@ def make_problem(
     if not inference.schema.columns:
         raise SchemaError("No column is left as an input; give some a kind in mtl.yaml, `inputs: {name: categorical}`.")
     tasks = tuple(make_task(name, options, table[name], learned=learned) for name, options in targets.items())
-    schema = _suited(inference.schema, tasks)
+    tasks = tuple(task.settled(inference.schema.columns) for task in tasks)
+    schema = suited(inference.schema, tasks, table, rows=learned, chosen=config.inputs)
     placed = _placed(tasks, schema, table, np.arange(table.num_rows))
     labels = [task.encode(table[task.name]) for task in placed]
     _check_splits(tasks, labels, protocol)
@@ -113,6 +117,7 @@ def make_problem(
             *(LeftOut(c, "another split", f"name it by `--split {c}` to use it") for c in other_splits),
         ),
         (*notes, *protocol.notes),
+        tuple(suspicions(table, [c.name for c in schema.columns], list(targets), learned)),
         digest(table),
     )
 
@@ -124,10 +129,11 @@ def make_task(
 
     Which labels there are is read off all rows; means, spreads and frequencies off the rows `learned` alone.
     """
-    if pa.types.is_nested(values.type) and options.get("kind") is None:
+    kind = options.get("kind") or _recognised(values)
+    if pa.types.is_nested(values.type) and kind is None:
         kinds = listing(TASKS.kinds())
         raise SpecError(f"Target {name!r} holds lists; say what they are, `{name}: {{kind: KIND}}`; kinds: {kinds}.")
-    kind = options.get("kind") or infer_task(values)
+    kind = kind or infer_task(values)
     spec = TASKS.parse({**options, "kind": kind, "name": name})
     task_class = TASKS.class_of(type(spec))
     if unknown := set(task_class.metrics) - set(METRICS):
@@ -142,14 +148,45 @@ def _placed(tasks: Sequence[Task[Any]], schema: Schema, table: pa.Table, rows: n
     return tuple(task.place(cells, schema.columns) for task in tasks)
 
 
-def _suited(schema: Schema, tasks: Sequence[Task[Any]]) -> Schema:
-    """Return the schema with columns as the tasks that answer by their positions need them."""
+def suited(
+    schema: Schema,
+    tasks: Sequence[Task[Any]],
+    table: pa.Table,
+    *,
+    rows: np.ndarray,
+    chosen: Mapping[str, str | Mapping[str, Any]],
+) -> Schema:
+    """Return the schema with columns as the tasks that answer by their positions need them.
+
+    `rows` are the training rows; what the user chose of an input (`inputs:`) stays as it is. Raises SpecError where two
+    tasks need one column in different ways.
+    """
     columns = list(schema.columns)
-    for task in tasks:
-        for place, column in enumerate(columns):
-            if ":" in column.block and task.positional and task.reads in (None, column.name):
-                columns[place] = task.suited(column)
+    for place, column in enumerate(columns):
+        readers = [task for task in tasks if task.positional and task.reads in (None, column.name)]
+        if ":" not in column.block or not readers:
+            continue
+        wished = column
+        for task in readers:
+            wished = task.suited(wished, table, rows)
+        for task in readers:
+            other = task.suited(wished, table, rows)
+            if other != wished:
+                raise SpecError(
+                    f"Target {readers[-1].name!r} needs input {column.name!r} as {wished.describe()}; target "
+                    f"{task.name!r} as {other.describe()}. Give both one shape, or search them apart."
+                )
+        given = chosen.get(column.name, {})
+        kept = {} if isinstance(given, str) else {n: getattr(column, n) for n in given if n != "kind"}
+        columns[place] = wished.model_copy(update=kept)
     return schema.model_copy(update={"columns": tuple(columns)})
+
+
+def _recognised(values: pa.ChunkedArray) -> str | None:
+    """Return the kind whose labels these can only be, a box, a grid or tags, by the first hundred; or None."""
+    few = values.drop_null().slice(0, 100)
+    own = (kind for kind, spec in TASKS.kinds().items() if len(few) and TASKS.class_of(spec).recognises(few))
+    return next(own, None)
 
 
 def infer_task(values: pa.ChunkedArray) -> str:

@@ -1,7 +1,7 @@
 """Which test rows a run's report shows, with their pictures and texts: what was there, and what is answered.
 
 A page may be passed on, so no training row may be in it (promise 7 of the design): only rows of the locked test are
-picked, and the search has no other way into the section. Of the page's form `report.shown` says more.
+picked, and the search has no other way into the section. In what form they stand in result.json, `report.panels` says.
 
 Letters: B test rows, O numbers of an answer.
 """
@@ -23,7 +23,7 @@ from mtl_bento.errors import SchemaError
 from mtl_bento.model import Model
 from mtl_bento.tasks._base import Task
 from mtl_bento_search.problem import Problem
-from mtl_bento_search.report.shown import Panel, gather, pick
+from mtl_bento_search.report.panels import Panel, gather, pick
 
 MOST_TASKS = 12
 """Tasks that are shown, so that a page stays within a few megabytes: first those whose answers lie in their input."""
@@ -96,10 +96,8 @@ def _cells(problem: Problem, column: Column, rows: np.ndarray) -> dict[int, Cell
 
 def _input(task: Task[Any], cells: Mapping[str, Mapping[int, Cell]], rows: Sequence[tuple[int, str]]) -> str:
     """Return the input that a task is shown in: the one that it names, else a picture before a text that is there."""
-    if task.reads is not None:
+    if task.reads is not None and task.reads in cells:
         return task.reads
-    if task.positional:  # as the networks read it
-        return next(iter(cells))
 
     def rank(name: str) -> tuple[bool, bool]:
         there = [cell for row, _ in rows if (cell := cells[name][row]) is not None]

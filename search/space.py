@@ -1,8 +1,9 @@
 """The space: marks on spec fields become `trial.suggest_*` calls, and sampled values become a member.
 
 Names are what the study shows: `trunk`, `shared_depth`, `width`, `lr`, `head_width.<task>`, `loss_weight.<task>`,
-`mmoe.n_experts`, and for a picture or a text `<column>.pooling`. Every field of a spec can be set by name; those marked
-`Searched` are searched unless fixed.
+`part_weight.<task>.<part>`, `mmoe.n_experts`; for a picture or a text `<column>.pooling`; where tasks answer by
+position `head`, the kind of their heads, and `conv_head_width.<task>` where that is "conv". Every field of a spec can
+be set by name; those marked `Searched` are searched unless fixed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from mtl_bento.encoders._base import ENCODERS, has_positions, kind_of
 from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
-from mtl_bento.heads._base import HEADS
+from mtl_bento.heads._base import HEADS, HeadSpec
 from mtl_bento.network import NetworkSpec, check_fits
 from mtl_bento.registry import one_line
 from mtl_bento.spec import Searched, Spec
@@ -33,12 +34,14 @@ from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento.weighting.static import StaticWeightingSpec
 from mtl_bento_search.config import Choice, Domain
 
-CHOICES = ("trunk", "weighting")
+CHOICES = ("trunk", "weighting", "head")
 """Parameters that choose among kinds."""
+PARTS = "part_weight"
+"""The field of `TrainingSpec` that weighs the parts of a task's loss."""
 POOLING = "pooling"
 """The field of an input with positions that only trunks which read none use."""
 HEAD = "dense"
-"""The kind of head; it becomes a searched choice when a second kind ships."""
+"""The kind of head of a task that answers by the row."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,14 @@ class Slot:
     mark: Searched | None
     task: str | None = None
     block: str | None = None
+    part: str | None = None
     common: bool = False
     """Whether every trunk has the field; `spec` is then the first trunk's, by which values are checked."""
+
+    @property
+    def key(self) -> str:
+        """Its key, where the field is a mapping: the task, or a part of its loss."""
+        return f"{self.task}.{self.part}" if self.part is not None else str(self.task)
 
 
 class Space:
@@ -63,7 +72,10 @@ class Space:
         blocks: names of the input blocks.
         tasks: names of the targets.
         by_position: those that answer by position, which not every trunk can.
-        trunks, weightings: kinds to choose from, the default first.
+        parts: the parts of a task's loss, by task, of those that have some.
+        trunks, weightings, heads: kinds to choose from, the default first; `heads` are for tasks that answer by
+            position. They share one choice: networks of unlike heads cannot share a stack, so with a choice for each of
+            three tasks a round would fall apart into eight times as many stacks.
         domains: the user's `search.space`: a range, a list of choices or a fixed value by parameter name; a name before
             the dot (`head_width`) speaks for every task.
         batch_size, steps: what the number of rows asks for, where the user fixes nothing.
@@ -77,8 +89,10 @@ class Space:
         tasks: Sequence[str],
         *,
         by_position: Sequence[str] = (),
+        parts: Mapping[str, Sequence[str]] | None = None,
         trunks: Sequence[str] = ("tabm", "mlp"),
         weightings: Sequence[str] = ("static",),
+        heads: Sequence[str] = (HEAD,),
         domains: Mapping[str, Domain] | None = None,
         batch_size: int = 256,
         steps: int = 2048,
@@ -88,6 +102,8 @@ class Space:
         for kind in self.trunks:
             check_fits(kind, by_position=by_position, positions=any(map(has_positions, self.blocks)))
         self.weightings = {kind: WEIGHTINGS.spec_class(kind) for kind in weightings}
+        self.by_position, self.parts = set(by_position), dict(parts or {})
+        self.heads = {kind: HEADS.spec_class(kind) for kind in (heads if by_position else (HEAD,))}
         sizes = {"batch_size": batch_size, "steps": steps}
         self._slots = {slot.name: slot for slot in self._all_slots(sizes)}
         self._domains = self._resolve(domains or {})
@@ -102,9 +118,10 @@ class Space:
             spec = ENCODERS.spec_class(kind_of(block))
             _, _, column = block.partition(":")
             yield from (_slot(f"{column or block}.{field}", spec, field, block=block) for field in _fields(spec))
-        head = HEADS.spec_class(HEAD)
         for task in self.tasks:
-            yield from (_slot(f"head_{field}.{task}", head, field, task=task) for field in _fields(head))
+            for kind in self.heads if task in self.by_position else (HEAD,):
+                head, prefix = HEADS.spec_class(kind), "head" if kind == HEAD else f"{kind}_head"
+                yield from (_slot(f"{prefix}_{field}.{task}", head, field, task=task) for field in _fields(head))
         for kind, weighting in self.weightings.items():
             for field in _fields(weighting):
                 if not isinstance(weighting.model_fields[field].default, dict):
@@ -114,8 +131,11 @@ class Space:
                         _slot(f"{field}.{task}", weighting, field, task=task, default=1.0) for task in self.tasks
                     )
         for field in _fields(TrainingSpec):
-            if field != "weighting":
+            if field not in ("weighting", PARTS):
                 yield _slot(field, TrainingSpec, field, default=sizes.get(field))
+        for task, parts in self.parts.items():
+            for part in parts:
+                yield _slot(f"{PARTS}.{task}.{part}", TrainingSpec, PARTS, task=task, part=part, default=1.0)
 
     def _resolve(self, given: Mapping[str, Domain]) -> dict[str, BaseDistribution | Any]:
         """Return a distribution or a fixed value for every slot."""
@@ -144,13 +164,16 @@ class Space:
 
     def _choices(self) -> dict[str, BaseDistribution]:
         """Return what is chosen among several kinds."""
-        kinds = {"trunk": list(self.trunks), "weighting": list(self.weightings)}
+        kinds = {"trunk": list(self.trunks), "weighting": list(self.weightings), "head": list(self.heads)}
         return {name: CategoricalDistribution(held) for name, held in kinds.items() if len(held) > 1}
 
     def _kinds(self, params: Mapping[str, Any]) -> set[type[Spec]]:
         """Return the specs of the kinds that parameters choose: the first where there is nothing to choose."""
-        trunk = params.get("trunk", next(iter(self.trunks)))
-        return {self.trunks[trunk], self.weightings[params.get("weighting", next(iter(self.weightings)))]}
+        return {_chosen("trunk", self.trunks, params), _chosen("weighting", self.weightings, params)}
+
+    def _head(self, task: str, params: Mapping[str, Any]) -> type[Spec]:
+        """Return the spec of a task's head."""
+        return _chosen("head", self.heads, params) if task in self.by_position else HEADS.spec_class(HEAD)
 
     def defaults(self) -> dict[str, Any]:
         """Return trial 0: the defaults, moved into the user's space where it is narrower."""
@@ -172,20 +195,22 @@ class Space:
         """Return the member that a trial's parameters describe.
 
         Sampled loss weights are divided by their geometric mean, so that they say how tasks compare and leave the size
-        of a step to the learning rate; fixed ones are used as they are.
+        of a step to the learning rate, and those of a task's parts alike; fixed ones are used as they are.
         """
-        kind = params.get("trunk", next(iter(self.trunks)))
         fixed = {n: d for n, d in self._domains.items() if not isinstance(d, BaseDistribution)}
-        values = {**fixed, **params, **_balanced(params, self.tasks)}
+        values = {**fixed, **params, **_balanced(params, [f"loss_weight.{task}" for task in self.tasks])}
+        for task, parts in self.parts.items():
+            values |= _balanced(params, [f"{PARTS}.{task}.{part}" for part in parts])
         return MemberSpec(
             network=NetworkSpec(
                 encoders={b: self._built(ENCODERS.spec_class(kind_of(b)), values, block=b) for b in self.blocks},
-                trunk=self._built(self.trunks[kind], values),
-                heads={t: self._built(HEADS.spec_class(HEAD), values, task=t) for t in self.tasks},
+                trunk=self._built(_chosen("trunk", self.trunks, params), values),
+                heads={t: self._built(self._head(t, params), values, task=t) for t in self.tasks},
             ),
             training=TrainingSpec(
                 **{f: values[f] for f in _fields(TrainingSpec) if f in self._slots},
                 weighting=self._weighting(values, params),
+                part_weight={s.key: values[s.name] for s in self._slots.values() if s.part and s.name in values},
             ),
         )
 
@@ -198,7 +223,7 @@ class Space:
         return spec(**{slot.field: values[slot.name] for slot in slots if slot.name in values})
 
     def _weighting(self, values: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
-        spec = self.weightings[params.get("weighting", next(iter(self.weightings)))]
+        spec = _chosen("weighting", self.weightings, params)
         fields: dict[str, Any] = {}
         for slot in self._slots.values():
             if slot.spec is spec and slot.task is None:
@@ -211,7 +236,9 @@ class Space:
         """Return whether a trial of those choices has the parameter."""
         slot = self._slots[name]
         if slot.block is not None and slot.field == POOLING:
-            return not TRUNKS.class_of(self.trunks[params.get("trunk", next(iter(self.trunks)))]).positional
+            return not TRUNKS.class_of(_chosen("trunk", self.trunks, params)).positional
+        if issubclass(slot.spec, HeadSpec):
+            return slot.spec is self._head(str(slot.task), params)
         several = issubclass(slot.spec, TrunkSpec | WeightingSpec)
         return slot.common or not several or slot.spec in self._kinds(params)
 
@@ -232,6 +259,11 @@ def _trunk_spec(kind: str) -> type[TrunkSpec]:
     return spec
 
 
+def _chosen(name: str, kinds: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+    """Return what parameters choose among kinds: the first where there is nothing to choose."""
+    return kinds[params.get(name, next(iter(kinds)))]
+
+
 def _fields(spec: type[Spec]) -> list[str]:
     return [name for name in spec.model_fields if name != "kind"]
 
@@ -243,11 +275,13 @@ def _slot(
     *,
     task: str | None = None,
     block: str | None = None,
+    part: str | None = None,
     default: Any = None,
     common: bool = False,
 ) -> Slot:
     own = spec.model_fields[field].default
-    return Slot(name, spec, field, own if default is None else default, spec.searched().get(field), task, block, common)
+    held = own if default is None else default
+    return Slot(name, spec, field, held, spec.searched().get(field), task, block, part, common)
 
 
 def _searched(slot: Slot) -> BaseDistribution | Any:
@@ -291,12 +325,12 @@ def _domain(slot: Slot, domain: Domain) -> BaseDistribution | Any:
 
 def _valid(slot: Slot, value: Any, where: str) -> Any:
     """Return a value as the field holds it."""
-    given = {slot.task: value} if isinstance(slot.spec.model_fields[slot.field].default, dict) else value
+    given = {slot.key: value} if isinstance(slot.spec.model_fields[slot.field].default, dict) else value
     try:
         held = getattr(slot.spec.model_validate({slot.field: given}), slot.field)
     except ValidationError as error:
         raise SpecError(one_line(error, where=where)) from None
-    return held[slot.task] if isinstance(held, dict) else held
+    return held[slot.key] if isinstance(held, dict) else held
 
 
 def _nearest_in(distribution: BaseDistribution, default: Any) -> Any:
@@ -321,8 +355,9 @@ def _suggest(trial: optuna.trial.BaseTrial, name: str, distribution: BaseDistrib
     return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
-def _balanced(params: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, float]:
-    names = [f"loss_weight.{task}" for task in tasks if f"loss_weight.{task}" in params]
+def _balanced(params: Mapping[str, Any], weights: Sequence[str]) -> dict[str, float]:
+    """Return sampled weights divided by their geometric mean."""
+    names = [name for name in weights if name in params]
     if not names:
         return {}
     mean = math.exp(sum(math.log(params[name]) for name in names) / len(names))

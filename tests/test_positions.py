@@ -82,10 +82,22 @@ def test_what_lies_where_there_is_no_position_does_not_matter(dataset: Dataset) 
     main = network.blocks.index(BLOCK)
     features, mask = unfolded[main]
     assert not mask.all()
-    assert not mask.any(-1).all()  # rows without any are among them
     unfolded[main] = (torch.where(mask.unsqueeze(-1), features, 7.0), mask)
     for one, other in zip(network.outputs(unfolded), network(rows(dataset, slice(None))), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fields", [{}, {"learned": 3}])
+def test_a_row_without_any_position_still_sees_its_other_inputs(dataset: Dataset, fields: dict[str, Any]) -> None:
+    network = build(dataset, **fields)
+    empty = ~mask_of(dataset, slice(None)).any(-1)
+    assert 0 < empty.sum() < len(empty)
+    number = network.blocks.index("numeric")
+    changed = rows(dataset, slice(None))
+    changed[number] = changed[number] + 1
+    before, after = network(rows(dataset, slice(None))), network(changed)
+    for one, other in list(zip(before, after, strict=True))[:3]:
+        assert bool((one != other).any(-1)[:, :, empty].all())
 
 
 def test_the_other_inputs_stand_beside_every_position(dataset: Dataset) -> None:

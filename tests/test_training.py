@@ -18,6 +18,7 @@ from mtl_bento.encoders.categorical import CategoricalEncoderSpec
 from mtl_bento.heads.dense import DenseHeadSpec
 from mtl_bento.network import NetworkSpec
 from mtl_bento.tasks.multiclass import Multiclass
+from mtl_bento.tasks.regression import Regression
 from mtl_bento.testing import check_stack, sample_dataset, sample_members
 from mtl_bento.training import (
     Cohort,
@@ -536,3 +537,39 @@ def test_float32_trains_close_to_float64(dataset: Dataset) -> None:
 def test_heads_of_all_sizes_train_in_one_stack(dataset: Dataset) -> None:
     members = sample_members(dataset, heads=[DenseHeadSpec(width=w) for w in (0, 9, 0, 2)])
     check_stack(members, dataset)
+
+
+class Halves(Regression):
+    """A regression whose loss has two parts, a quarter and three quarters of it."""
+
+    parts = ("less", "more")
+
+    def row_parts(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.row_losses(outputs, targets).unsqueeze(-1) * torch.tensor([0.25, 0.75], dtype=outputs.dtype)
+
+
+def weighed(one: Member, less: float, more: float) -> Member:
+    training = one.spec.training.model_copy(update={"part_weight": {"amount.less": less, "amount.more": more}})
+    return dataclasses.replace(one, spec=one.spec.model_copy(update={"training": training}))
+
+
+def with_parts(dataset: Dataset) -> Dataset:
+    tasks = tuple(Halves(t.spec) if t.name == "amount" else t for t in dataset.tasks)
+    return dataclasses.replace(dataset, tasks=tasks, _kept={})
+
+
+def test_members_that_weigh_the_parts_of_a_loss_unlike_share_a_stack(dataset: Dataset) -> None:
+    held = with_parts(dataset)
+    members = [weighed(member(held, seed=k), less, more) for k, (less, more) in enumerate([(1, 1), (0.2, 5), (3, 0.5)])]
+    check_stack(members, held)
+
+
+def test_the_weight_of_a_part_is_that_of_the_loss_where_all_parts_have_it(dataset: Dataset) -> None:
+    held = with_parts(dataset)
+    twice = weighed(member(held), 2, 2)
+    names = [task.name for task in dataset.tasks]
+    weighting = {"kind": "static", "loss_weight": {name: 2.0 if name == "amount" else 1.0 for name in names}}
+    whole = member(dataset, weighting=weighting)
+    close(*(advance(Stack((one,), seed=0), data, 8).states[0] for one, data in ((twice, held), (whole, dataset))))
+    unlike = advance(Stack((weighed(member(held), 5, 0.2),), seed=0), held, 8).states[0]
+    assert unlike.losses != pytest.approx(advance(Stack((twice,), seed=0), held, 8).states[0].losses)

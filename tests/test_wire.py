@@ -260,6 +260,7 @@ def test_labels_may_differ_at_a_tie() -> None:
 def test_whether_there_is_a_box_may_differ_at_a_tie() -> None:
     box, none = {"value": {"x": 0.5}, "probability": 0.500004}, {"value": None, "probability": 0.499996}
     assert wire.disagreement([{"car": none}], [{"car": box}], {}) is None
+    assert wire.disagreement([{"car": none | {"box": {"x": 0.5}}}], [{"car": box}], {}) is None
     sure = {"value": {"x": 0.5}, "probability": 0.6}
     found = wire.disagreement([{"car": none}], [{"car": sure}], {})
     assert found == "row 0, target 'car': value is None instead of {'x': 0.5}"

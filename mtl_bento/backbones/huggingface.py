@@ -71,7 +71,7 @@ class _HuggingFace(Backbone[AnyFolderSpec]):
                 f"Backbone {spec.kind!r} reads a Hugging Face model folder with a {CONFIG}, and {found}; "
                 f"write `backbone: {spec.kind}:PATH`."
             )
-        described = {CONFIG: json.loads((folder / CONFIG).read_text(encoding="utf-8")), **cls._besides(folder)}
+        described = {CONFIG: _read_json(folder / CONFIG, kind=spec.kind), **cls._besides(folder)}
         try:
             network = _transformers().AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except MissingExtraError:
@@ -113,11 +113,13 @@ class HuggingFaceImage(_HuggingFace[HuggingFaceImageSpec]):
 
     @classmethod
     def _besides(cls, folder: Path) -> dict[str, Any]:
-        read = json.loads((folder / IMAGES).read_text(encoding="utf-8")) if (folder / IMAGES).is_file() else {}
+        read = _read_json(folder / IMAGES, kind="huggingface_image") if (folder / IMAGES).is_file() else {}
         return {IMAGES: [read.get("image_mean", [0.5] * 3), read.get("image_std", [0.5] * 3)]}
 
     def forward(self, values: Tensor) -> Tensor:
         """Pixels [B, rows, columns, 3] -> [B, D, r, c]."""
+        if not len(values):  # where all pictures of a request are missing; modules that split heads by -1 cannot
+            return self.forward(values.new_zeros(1, *values.shape[1:]))[:0]
         given = scaled(values, self.mean, self.spread, torch.float32)
         try:
             answer: Tensor = self.network(given).last_hidden_state
@@ -180,6 +182,13 @@ def _marks(path: Path) -> tuple[list[int], list[int]]:
     return list(found.ids[:first]), list(found.ids[last:])
 
 
+def _read_json(path: Path, *, kind: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise SpecError(f"Backbone {kind!r}: {str(path)!r} is no JSON; save the model there anew.") from None
+
+
 def _transformers() -> Any:
     """Return the package; raises MissingExtraError."""
     if importlib.util.find_spec("transformers") is None:
@@ -189,4 +198,5 @@ def _transformers() -> Any:
         )
     import transformers  # no extra of ours: users of such folders have it
 
+    transformers.utils.logging.disable_progress_bar()  # one for every folder it reads, into the search's own display
     return transformers

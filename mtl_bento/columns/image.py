@@ -20,21 +20,29 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from mtl_bento.columns._base import COLUMNS, Column
 from mtl_bento.errors import MissingExtraError, SchemaError
 from mtl_bento.table import cell_error, located, plain, type_error
 
-LONGEST = 160
+LONGEST = 192
 """Pixels of the longer side at most, where the user gives no size."""
+ENLARGED = 2.0
+"""How many times as large a small picture is made at most, for a backbone that was trained with larger things."""
+OWN = "pixels"
+"""The backbone that is none, which gains nothing by it."""
 STEP = 32
 """Pixels that a default size is a multiple of, and that a default position stands for: the stride of the backbones."""
 CELLS = 64
 """Positions of a default grid at most."""
 MOST_PIXELS = 50_000_000
 """A larger picture is refused before it is decoded: a few kilobytes can hold gigabytes of one colour."""
+MOST_TOGETHER = 200_000_000
+"""Pixels that the pictures of one request may be decoded to together: 7 seconds of the slowest format."""
 WANTED = "give a JPEG, PNG or WebP of at most 50 megapixels"
+PIXELS = "pixels"
+"""What they are called in the context of a request."""
 ORIENTATION = 0x0112
 """EXIF's tag of how the camera was held; from 5 on, rows and columns change places."""
 
@@ -76,7 +84,7 @@ class ImageColumn(Column):
 
     @classmethod
     def fit(cls, name: str, values: pa.ChunkedArray) -> Self:
-        """Return the column with the size of the median training picture, its longer side at most 160 pixels.
+        """Return the column with up to twice the size of the median training picture, its longer side at most 192.
 
         Raises SchemaError naming the first cell that is no picture, MissingExtraError without Pillow.
         """
@@ -88,7 +96,8 @@ class ImageColumn(Column):
         sizes = np.array([size for _, size in _each(values, name, _size_of) if size is not None])
         if not len(sizes):
             raise SchemaError(f"Column {name!r} holds no picture; leave it out with `ignore:` in mtl.yaml.")
-        fields = {"name": name, "size": _default_size(np.median(sizes, axis=0)), "grid": (1, 1)}
+        most = 1.0 if options.get("backbone") == OWN else ENLARGED
+        fields = {"name": name, "size": _default_size(np.median(sizes, axis=0), most), "grid": (1, 1)}
         sized = cls.with_options(fields, options)
         return sized if "grid" in options else sized.model_copy(update={"grid": _default_grid(sized.size)})
 
@@ -134,7 +143,7 @@ class ImageColumn(Column):
         return base64.b64encode(file.getvalue()).decode()
 
     def describe(self) -> str:
-        """Return "128 x 160 pixels, 4 x 5 cells, for efficientnet_lite0"."""
+        """Return "192 x 192 pixels, 6 x 6 cells, for efficientnet_lite0"."""
         pixels, cells = (f"{rows} x {columns}" for rows, columns in (self.size, self.grid))
         return f"{pixels} pixels, {cells} cells, for {self.backbone.partition(':')[0]}"
 
@@ -143,22 +152,32 @@ class ImageColumn(Column):
         """What decoded pixels begin with: that of a PPM file of the column's size."""
         return b"P6\n%d %d\n255\n" % self.size[::-1]
 
-    def _received(self, value: Any) -> bytes:
-        """Return a picture of a request as a PPM file of its pixels, so that it is decoded once, before the batch."""
+    def _received(self, value: Any, info: ValidationInfo) -> bytes:
+        """Return a picture of a request as a PPM file of its pixels, so that it is decoded once, before the batch.
+
+        `info.context`, where the request has one, counts the pixels that its pictures took.
+        """
         content = base64_of(value) if isinstance(value, str) else None
         if content is None:
             raise ValueError("is not a picture; send a JPEG, PNG or WebP in base64, or null")
         try:
-            return self._header + self._pixels(content)
+            return self._header + self._pixels(content, spent=info.context)
         except _BrokenError as error:
             raise ValueError(
                 f"the picture {error}; send a JPEG, PNG or WebP of at most 50 megapixels, or null"
             ) from None
 
-    def _pixels(self, content: bytes) -> bytes:
+    def _pixels(self, content: bytes, *, spent: dict[str, int] | None = None) -> bytes:
         if content.startswith(self._header) and len(content) == len(self._header) + self.n_features - 1:
             return content[len(self._header) :]
         with _opened(content) as picture:
+            # A JPEG is decoded at an eighth to a half of its size where that is still twice what is wanted.
+            picture.draft(None, (2 * max(self.size), 2 * max(self.size)))
+            if spent is not None:
+                columns, rows = picture.size
+                spent[PIXELS] = spent.get(PIXELS, 0) + columns * rows
+                if spent[PIXELS] > MOST_TOGETHER:
+                    raise _BrokenError(f"brings the request beyond {MOST_TOGETHER / 1e6:,.0f} megapixels: send fewer")
             return bytes(_brought_to(picture, self.size).tobytes())
 
 
@@ -292,8 +311,6 @@ def _size_of(content: bytes) -> tuple[int, int]:
 def _brought_to(picture: Any, size: tuple[int, int]) -> Any:
     """Return the picture decoded, upright, on white, and stretched to `size` rows and columns."""
     image, ops = _pillow().Image, _pillow().ImageOps
-    # A JPEG is decoded at an eighth to a half of its size where that is still twice what is wanted.
-    picture.draft(None, (2 * max(size), 2 * max(size)))
     picture.load()
     upright = ops.exif_transpose(picture) if _orientation(picture) > 1 else picture
     colours = _colours(upright, image)
@@ -315,9 +332,9 @@ def _colours(picture: Any, image: Any) -> Any:
 # Sizes
 
 
-def _default_size(median: np.ndarray) -> tuple[int, int]:
-    """Return rows and columns near the median's shape, both multiples of 32, none above 160."""
-    scaled = median * min(1.0, LONGEST / median.max())
+def _default_size(median: np.ndarray, most: float) -> tuple[int, int]:
+    """Return rows and columns near `most` times the median's, both multiples of 32, none above 192."""
+    scaled = median * min(most, LONGEST / median.max())
     rows, columns = (max(STEP, int(side / STEP + 0.5) * STEP) for side in scaled.tolist())
     return rows, columns
 

@@ -112,6 +112,12 @@ class TextColumn(Column):
             return column
         return column.model_copy(update={"length": max(1, int(np.ceil(np.quantile(counts, 0.99))))})
 
+    def covering(self, values: pa.ChunkedArray) -> Self:
+        """Return the column long enough for every one of these texts, or for 128 tokens, where it is shorter."""
+        longest = self.model_copy(update={"length": LONGEST})
+        most = max((len(tokens) for tokens in longest._tokens(_texts(values, self.name))), default=0)
+        return self.model_copy(update={"length": max(self.length, most)})
+
     def encode(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return token numbers, int64 [B, L], -1 after the last and where the cell is missing or empty."""
         encoded = np.full((len(values), self.length), -1, dtype=np.int64)

@@ -24,7 +24,7 @@ from mtl_bento.layers import Stacked
 from mtl_bento.registry import Registry
 from mtl_bento.spec import Searched, Spec
 
-FLAT = 64
+FLAT = 16
 """Positions up to which they may be laid side by side for a trunk that reads none."""
 BACKBONE = "backbone."
 """How the names of a frozen backbone's weights begin among what was fitted."""
@@ -40,7 +40,7 @@ class PositionsSpec(EncoderSpec):
     """How one column with positions becomes features."""
 
     pooling: Annotated[Literal["mean", "flatten"], Searched(choices=("mean", "flatten"), differs=False)] = "mean"
-    """What a trunk that reads no positions gets: their mean, or all side by side (up to 64 of them; else the mean)."""
+    """What a trunk that reads no positions gets: their mean, or all side by side (up to 16 of them; else the mean)."""
 
 
 def kind_of(block: str) -> str:

@@ -47,6 +47,12 @@ class Task(ABC, Generic[AnySpec]):
     metrics: ClassVar[tuple[str, ...]]
     """Names of the metrics that this kind reports, the default first (`mtl_bento_search.metrics` computes them)."""
 
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts P of its loss that a search weighs against each other; none where the loss is one whole."""
+
+    located: ClassVar[bool] = False
+    """Whether it asks where something lies: trunks that read positions are then the first choice."""
+
     positional: ClassVar[bool] = False
     """Whether it answers by position: outputs [K, M, B, L, O], targets [B, L], answers [B, L * O'] side by side."""
 
@@ -73,9 +79,26 @@ class Task(ABC, Generic[AnySpec]):
         """The input column whose positions or picture it speaks of; None where it is none, or the only one there is."""
         return None
 
-    def suited(self, column: Column) -> Column:
-        """Return an input column of the kind that it reads, as it needs it: a picture with a grid of its own shape."""
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with the input that it `reads` named in its spec, where the model's columns leave one choice.
+
+        Raises SpecError where it names one that there is not.
+        """
+        del columns
+        return self
+
+    def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
+        """Return an input column of the kind that it reads, as it needs it: a picture with a grid of its own shape.
+
+        `table` holds that column and the target; `rows` are the indices of the training rows.
+        """
+        del table, rows
         return column
+
+    def describe(self) -> str:
+        """Return what the target is in a few words: its labels, or "number"."""
+        classes = self.card().get("classes")
+        return "number" if classes is None else listing(map(str, classes))
 
     def place(self, table: pa.Table, columns: Sequence[Column]) -> Self:
         """Return the task for the rows of a table, where labels and answers cannot be read without the inputs.
@@ -85,6 +108,12 @@ class Task(ABC, Generic[AnySpec]):
         """
         del table, columns
         return self
+
+    @classmethod
+    def recognises(cls, values: pa.ChunkedArray) -> bool:
+        """Return whether some labels, none missing, can only be meant as this kind, where the user names none."""
+        del values
+        return False
 
     @classmethod
     def survey(cls, spec: AnySpec, values: pa.ChunkedArray) -> AnySpec:
@@ -125,6 +154,10 @@ class Task(ABC, Generic[AnySpec]):
         outputs [K, M, B, O], targets [K or 1, 1, B, ...] -> [K, M, B]; finite (any value) where the label is missing.
         """
 
+    def row_parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the same by part, [K, M, B, P] in the order of `parts`; their sum is `row_losses`."""
+        return self.row_losses(outputs, targets).unsqueeze(-1)
+
     def label_weights(self, targets: Tensor, weights: Tensor | None = None) -> Tensor | None:
         """Return each label's weight in the loss [..., B], 0 where it is missing; None where all are 1.
 
@@ -143,9 +176,17 @@ class Task(ABC, Generic[AnySpec]):
         """
         return self.mean_loss(outputs, targets, self.label_weights(targets, weights))
 
-    def mean_loss(self, outputs: Tensor, targets: Tensor, label_weights: Tensor | None) -> Tensor:
-        """Return the same with the weight of each label [K or 1, B] already known, as training has it once for all."""
-        losses = self.row_losses(outputs, targets.unsqueeze(1))  # [K, M, B]
+    def mean_loss(
+        self, outputs: Tensor, targets: Tensor, label_weights: Tensor | None, part_weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the same with the weight of each label [K or 1, B] already known, as training has it once for all.
+
+        `part_weights` [K, P] weigh the parts of each member's loss; None where all are 1.
+        """
+        if part_weights is None:
+            losses = self.row_losses(outputs, targets.unsqueeze(1))  # [K, M, B]
+        else:
+            losses = (self.row_parts(outputs, targets.unsqueeze(1)) * part_weights[:, None, None]).sum(-1)
         if label_weights is None:
             return losses.mean((1, 2))
         weight = label_weights.to(losses.dtype)

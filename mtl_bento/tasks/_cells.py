@@ -1,13 +1,15 @@
-"""Label cells that are lists: read alike whether a file format kept them as lists or as text."""
+"""Labels that lie in an input: cells that are lists, however a file format kept them, and the picture spoken of."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from mtl_bento.errors import SchemaError
+from mtl_bento.columns._base import Column
+from mtl_bento.errors import SchemaError, SpecError, listing
 from mtl_bento.table import plain
 
 
@@ -45,3 +47,17 @@ def all_missing(name: str) -> SchemaError:
 def all_alike(name: str, what: str) -> SchemaError:
     """Return the error for a target whose labels teach nothing."""
     return SchemaError(f"Target {name!r} is {what} in every training row; there is nothing to learn, leave it out.")
+
+
+def picture(target: str, named: str | None, columns: Sequence[Column]) -> str | None:
+    """Return the picture that a target speaks of: the one named, else the only one; None where there are several.
+
+    Raises SpecError where an input is named that is no picture.
+    """
+    pictures = [column.name for column in columns if "grid" in type(column).model_fields]
+    if named is not None and named not in pictures:
+        raise SpecError(
+            f"Target {target!r} speaks of {named!r}, which is no picture; "
+            f"allowed: {listing(map(repr, pictures)) or 'none, there is no picture'}."
+        )
+    return pictures[0] if named is None and len(pictures) == 1 else named

@@ -21,7 +21,7 @@ AnySpec = TypeVar("AnySpec", bound=TaskSpec)
 class PositionsTask(Task[AnySpec]):
     """A class a position: targets int64 [B, L], -1 where not known; answers are probabilities [B, L * O]."""
 
-    positional = True
+    located = positional = True
 
     @property
     @abstractmethod

@@ -5,8 +5,8 @@ Letters: K members, M TabM's inner members, B rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mtl_bento.columns._base import Column
 from mtl_bento.errors import SchemaError
 from mtl_bento.tasks._base import TASKS, Task, TaskSpec, shortest, zero_fill
-from mtl_bento.tasks._cells import all_alike, lists, refusal
+from mtl_bento.tasks._cells import all_alike, lists, picture, refusal
 
 SIDES = ("x", "y", "w", "h")
 """Centre and size of a box."""
@@ -36,8 +37,6 @@ class BoxSpec(TaskSpec):
     kind: Literal["box"] = "box"
     image: str | None = None
     """The picture that the box lies in, where there are several."""
-    coordinates: Annotated[float, Field(gt=0)] = 1.0
-    """How much the box counts in the loss beside whether there is an object."""
     share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the labelled training rows that have an object."""
 
@@ -47,18 +46,30 @@ class BoxSpec(TaskSpec):
 
 @TASKS.register(BoxSpec)
 class Box(Task[BoxSpec]):
-    """Log loss of the object in nats, and for known boxes `coordinates` times mean absolute error plus 1 - GIoU.
+    """Log loss of the object in nats, and for known boxes mean absolute error plus 1 - GIoU: two parts, weighed apart.
 
     The generalised IoU (Rezatofighi et al., CVPR 2019) has a gradient also where boxes lie apart. Answers are the
     object's probability and the four shares, [B, 5]; targets are 1, x, y, w, h, or 0 and four NaN without an object.
     """
 
     metrics = ("mean_iou", "iou_50", "object_average_precision")
+    parts = ("objectness", "coordinates")
+    located = True
 
     @property
     def reads(self) -> str | None:
         """The picture."""
         return self.spec.image
+
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with its picture named; raises SpecError where it names what is none."""
+        return self.with_spec(image=picture(self.name, self.spec.image, columns))
+
+    @classmethod
+    def recognises(cls, values: pa.ChunkedArray) -> bool:
+        """Return whether every cell is a box or four NaN."""
+        boxes = [_numbers(cell) for cell in lists(values)]
+        return all(box is not None and (np.isnan(box).all() or not _wrong(box)) for box in boxes)
 
     @classmethod
     def fit(cls, spec: BoxSpec, values: pa.ChunkedArray) -> BoxSpec:
@@ -75,6 +86,10 @@ class Box(Task[BoxSpec]):
             raise all_alike(spec.name, str(known[0, 1:].tolist()))
         return spec.model_copy(update={"share": float(known[:, 0].mean())})
 
+    def describe(self) -> str:
+        """Return "one box a picture, an object in 82 % of the labelled rows"."""
+        return f"one box a picture, an object in {self.spec.share:.0%} of the labelled rows".replace("%", " %")
+
     @property
     def n_outputs(self) -> int:
         """Five: the logits of the object and of x, y, w, h."""
@@ -89,13 +104,17 @@ class Box(Task[BoxSpec]):
         return ~targets[..., 0].isnan()
 
     def row_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """outputs [K, M, B, 5], targets [K or 1, 1, B, 5] -> nats and box losses [K, M, B]."""
+        """outputs [K, M, B, 5], targets [K or 1, 1, B, 5] -> nats plus box losses [K, M, B]."""
+        return self.row_parts(outputs, targets).sum(-1)
+
+    def row_parts(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 5], targets [K or 1, 1, B, 5] -> nats and box losses [K, M, B, 2]."""
         logit, known = outputs[..., 0], ~targets.isnan()
         truth = zero_fill(targets, known).to(outputs.dtype)
         boxes = _box_losses(outputs[..., 1:].sigmoid(), truth[..., 1:])
         # Masked by `where`: a product with 0 would keep the gradients of boxes that are not there.
         boxes = torch.where(known[..., 1], boxes, 0.0)
-        return softplus(logit) - logit * truth[..., 0] + self.spec.coordinates * boxes
+        return torch.stack([softplus(logit) - logit * truth[..., 0], boxes], -1)
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the object's probability and the box, [..., 5]."""
@@ -106,7 +125,7 @@ class Box(Task[BoxSpec]):
         p, there = answers[..., 0], targets[..., 0]
         nats = -torch.where(there == 1, p, 1 - p).clamp_min(1e-7).log()
         boxes = _box_losses(answers[..., 1:], zero_fill(targets, ~targets.isnan())[..., 1:].to(answers.dtype))
-        losses = nats + self.spec.coordinates * torch.where(there == 1, boxes, 0.0)
+        losses = nats + torch.where(there == 1, boxes, 0.0)
         return torch.where(self.known(targets), losses, torch.nan)
 
     def trivial_loss(self, targets: Tensor) -> float:
@@ -143,11 +162,14 @@ class Box(Task[BoxSpec]):
         return {name: pa.array(cells[:, place]) for place, name in enumerate(("probability", *SIDES))}
 
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
-        """Return the box, null where no object is the likelier, and the probability of the object."""
+        """Return the box and the probability of the object; where none is the likelier, null and where it would be."""
         numbers = shortest(self.scored(answers).ravel())
         cells = [numbers[start : start + 5] for start in range(0, len(numbers), 5)]
         boxes = [dict(zip(SIDES, box, strict=True)) for _, *box in cells]
-        return [{"value": b if p >= 0.5 else None, "probability": p} for (p, *_), b in zip(cells, boxes, strict=True)]
+        return [
+            {"value": box, "probability": p} if p >= 0.5 else {"value": None, "probability": p, "box": box}
+            for (p, *_), box in zip(cells, boxes, strict=True)
+        ]
 
     def said(self, values: pa.ChunkedArray) -> list[Any]:
         """Return the boxes, null where there is no object or the box is not known."""

@@ -6,8 +6,8 @@ Letters: B rows, L cells (rows x columns, row by row), C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from mtl_bento.columns._base import Column
 from mtl_bento.columns.categorical import by_text, text_of
 from mtl_bento.errors import SchemaError, SpecError
 from mtl_bento.tasks._base import TASKS, TaskSpec, shortest
-from mtl_bento.tasks._cells import all_alike, all_missing, lists, refusal
+from mtl_bento.tasks._cells import all_alike, all_missing, lists, picture, refusal
 from mtl_bento.tasks._levels import Label, arrow_type, natural, typed, unknown_label
 from mtl_bento.tasks._positions import PositionsTask
 
@@ -55,10 +55,21 @@ class Grid(PositionsTask[GridSpec]):
         """The picture."""
         return self.spec.image
 
-    def suited(self, column: Column) -> Column:
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with its picture named; raises SpecError where it names what is none."""
+        return self.with_spec(image=picture(self.name, self.spec.image, columns))
+
+    def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
         """Return a picture with a grid of this shape, other columns as they are."""
+        del table, rows
         has_grid = "grid" in type(column).model_fields
         return column.model_copy(update={"grid": self.spec.shape}) if has_grid else column
+
+    @classmethod
+    def recognises(cls, values: pa.ChunkedArray) -> bool:
+        """Return whether every cell is a list of rows, or a flat list of whole numbers; then `shape` is asked for."""
+        cells = lists(values)
+        return all(isinstance(cell, list) and cell and all(map(_is_row_or_label, cell)) for cell in cells)
 
     @classmethod
     def survey(cls, spec: GridSpec, values: pa.ChunkedArray) -> GridSpec:
@@ -89,6 +100,11 @@ class Grid(PositionsTask[GridSpec]):
         shares = tuple(counts.get(text, 0) / sum(counts.values()) for text in texts)
         dtype = str(typed(spec.levels, pa.array([value for _, value in firsts]).type).type)
         return spec.model_copy(update={"dtype": dtype, "frequencies": shares})
+
+    def describe(self) -> str:
+        """Return "15 x 20 cells: 0, 1"."""
+        rows, columns = self.spec.shape or (0, 0)
+        return f"{rows} x {columns} cells: {super().describe()}"
 
     @property
     def n_classes(self) -> int:
@@ -143,7 +159,7 @@ class Grid(PositionsTask[GridSpec]):
         codes = self.encode(values)
         places = pa.array(codes.ravel(), mask=codes.ravel() < 0)
         grids = self._nested(pa.array(self.spec.levels, arrow_type(self.spec.dtype)).take(places)).to_pylist()
-        return [grid if (row >= 0).any() else None for grid, row in zip(grids, codes, strict=True)]
+        return [grid if known else None for grid, known in zip(grids, np.any(codes >= 0, axis=1), strict=True)]
 
     def card(self) -> dict[str, Any]:
         """Return the fields of the spec, and the classes in their own type."""
@@ -184,6 +200,10 @@ def _shape(spec: GridSpec, values: pa.ChunkedArray) -> tuple[int, int]:
             )
         raise refusal(spec.name, row, cell, wrong="is no grid", wanted=_wanted(None))
     raise all_missing(spec.name)
+
+
+def _is_row_or_label(item: Any) -> bool:
+    return isinstance(item, list | int) or (isinstance(item, float) and item.is_integer())
 
 
 def _square(n: int) -> list[int]:

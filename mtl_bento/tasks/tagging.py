@@ -98,6 +98,25 @@ class Tagging(PositionsTask[TaggingSpec]):
         """The text."""
         return self.spec.text
 
+    def settled(self, columns: Sequence[Column]) -> Self:
+        """Return the task with its text named; raises SpecError where no input is the text."""
+        return self.with_spec(text=_text_column(self.spec, columns).name)
+
+    def suited(self, column: Column, table: pa.Table, rows: np.ndarray) -> Column:
+        """Return a text of at least as many tokens as the longest that is labelled, within the column's bound.
+
+        A word whose tokens are cut off can be found in no answer; a class is read off the first tokens well enough.
+        """
+        covering = getattr(column, "covering", None)
+        if covering is None:
+            return column
+        training = table.select([column.name, self.name]).take(pa.array(rows))
+        return covering(training[column.name].filter(training[self.name].is_valid()))  # type: ignore[no-any-return]
+
+    def describe(self) -> str:
+        """Return "spans of a text: city, person"."""
+        return f"spans of a text: {super().describe()}"
+
     def place(self, table: pa.Table, columns: Sequence[Column]) -> Self:
         """Return the task for the texts of a table; raises SpecError where no input is the text."""
         column: Any = _text_column(self.spec, columns)
@@ -108,6 +127,15 @@ class Tagging(PositionsTask[TaggingSpec]):
         placed._length = column.length
         placed._texts = [_read(text, spans, words) for text, spans in zip(texts, column.spans(values), strict=True)]
         return placed
+
+    @classmethod
+    def recognises(cls, values: pa.ChunkedArray) -> bool:
+        """Return whether every cell is a list of spans or of BIO tags, some with several (one may be a class)."""
+        try:
+            cells = [cell for cell in _labels("", values) if cell is not None]
+        except SchemaError:
+            return False
+        return any(len(cell.given) > 1 or cell.spans for cell in cells) and any(cell.labels for cell in cells)
 
     @classmethod
     def survey(cls, spec: TaggingSpec, values: pa.ChunkedArray) -> TaggingSpec:

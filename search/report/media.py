@@ -1,6 +1,6 @@
 """Test rows with pictures and texts: what was there and what was answered, of the best, the worst and some others.
 
-`shown` says what is drawn here. A kind of task that lies in its input, a box or spans, has a `View`; any other is said
+`panels` says what is drawn here. A kind of task that lies in its input, a box or spans, has a `View`; any other is said
 in words beside its picture or text.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtl_bento_search.report.html import Child, Html, el, join, name, text
+from mtl_bento_search.report.panels import WHY
 from mtl_bento_search.report.reading import number
-from mtl_bento_search.report.shown import WHY
 from mtl_bento_search.report.words import count, figure
 
 MOST_OPEN = 4

@@ -141,3 +141,30 @@ class WiderSpec(OwnSpec):
 def test_a_module_of_another_width_is_refused_with_both() -> None:
     with registered(WiderSpec), pytest.raises(SpecError, match=r"\[4, 5, 23, 31\], not \[B, D, r, c\] with D = 7"):
         check_backbone(WiderSpec)
+
+
+class Heads(nn.Module):
+    """Splits its features by -1, which no rows leave open, as transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Conv2d(3, 4, 3, stride=2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.map(pixels)
+        return features.view(len(features), -1, 2, *features.shape[2:]).flatten(1, 2)
+
+
+class HeadsSpec(OwnSpec):
+    kind: Literal["test_heads"] = "test_heads"  # type: ignore[assignment]
+    n_features: ClassVar[int] = 4
+
+    def module(self) -> nn.Module:
+        return Heads()
+
+
+def test_a_module_that_fails_at_no_rows_is_asked_for_one() -> None:
+    with pytest.raises(RuntimeError, match="ambiguous"):
+        Heads()(torch.zeros(0, 3, 8, 8))
+    with registered(HeadsSpec):
+        check_backbone(HeadsSpec)

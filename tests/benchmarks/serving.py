@@ -125,6 +125,11 @@ def readiness(port: int) -> int | None:
         return None
 
 
+def environment(home: Path) -> dict[str, str]:
+    """Return the variables of a process with BentoML's stores in a folder of their own."""
+    return {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
+
+
 @contextlib.contextmanager
 def on_core(cores: set[int]) -> Iterator[None]:
     """Run, and start processes, on some cores only, where the system lets them be chosen."""
@@ -140,17 +145,20 @@ def on_core(cores: set[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def served(model: Path, home: Path, cores: set[int]) -> Iterator[int]:
-    """Serve a model folder on a free port of loopback and yield the port; ends the server."""
+def served(model: str, home: Path, cores: set[int]) -> Iterator[int]:
+    """Serve a model, by its folder or by its tag in a home, on a free port of loopback and yield the port; ends it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
-    command = [sys.executable, "-m", "bentoml", "serve", "--arg", f"model={model.resolve()}"]
+    command = [sys.executable, "-m", "bentoml", "serve", "--arg", f"model={model}"]
     log = home / "serve.log"
     with log.open("wb") as file, on_core(cores):
         server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)], cwd=ROOT, env=environment, stdout=file, stderr=file
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=ROOT,
+            env=environment(home),
+            stdout=file,
+            stderr=file,
         )
     try:
         end = time.monotonic() + START_S
@@ -184,21 +192,30 @@ def percentiles(latencies: list[float]) -> str:
     return " ".join(f"{value * 1e3:8.2f}" for value in np.percentile(latencies, [50, 99]))
 
 
+def under_load(port: int, requests: list[bytes], clients: int, seconds: float) -> tuple[list[float], float, float]:
+    """Return the latencies of a load, the requests a second and the requests a batch, after a warm-up."""
+    asyncio.run(load(port, requests, clients, WARM_UP_S))
+    before, start = batches(port), time.perf_counter()
+    latencies = asyncio.run(load(port, requests, clients, seconds))
+    rate = len(latencies) / (time.perf_counter() - start)
+    count, total = (now - then for now, then in zip(batches(port), before, strict=True))
+    return latencies, rate, total / count
+
+
 def ask_service(model: Path, schema: Schema, *, clients: list[int], seconds: float, cores: list[int]) -> None:
     """Print a line for each load."""
     kinds = [(1, [request(body) for body in bodies(schema, 1, BODIES)], n) for n in clients]
     kinds += [(BULK, [request(body) for body in bodies(schema, BULK, 4)], n) for n in (1, 2)]
     print("rows/request clients   p50 ms   p99 ms  requests/s    rows/s  requests/batch")
-    with tempfile.TemporaryDirectory() as home, served(model, Path(home), {cores[0]}) as port, on_core({cores[-1]}):
+    with (
+        tempfile.TemporaryDirectory() as home,
+        served(str(model.resolve()), Path(home), {cores[0]}) as port,
+        on_core({cores[-1]}),
+    ):
         for rows, requests, n in kinds:
-            asyncio.run(load(port, requests, n, WARM_UP_S))
-            before, start = batches(port), time.perf_counter()
-            latencies = asyncio.run(load(port, requests, n, seconds))
-            rate = len(latencies) / (time.perf_counter() - start)
-            count, total = (now - then for now, then in zip(batches(port), before, strict=True))
+            latencies, rate, each = under_load(port, requests, n, seconds)
             print(
-                f"{rows:12d} {n:7d} {percentiles(latencies)} {rate:11.0f} {rate * rows:9.0f} {total / count:15.1f}",
-                flush=True,
+                f"{rows:12d} {n:7d} {percentiles(latencies)} {rate:11.0f} {rate * rows:9.0f} {each:15.1f}", flush=True
             )
 
 

@@ -122,7 +122,7 @@ def test_a_picture_is_turned_as_its_camera_was_held() -> None:
         assert pixels(turned).tolist() == pixels(content(upright, kind, lossless=True)).tolist()
     assert learned((4, 6)).size == (32, 32)
     tall = content(Image.new("RGB", (160, 64)), "JPEG", exif=exif)
-    assert ImageColumn.fit("photo", pa.chunked_array([[tall]])).size == (160, 64)
+    assert ImageColumn.fit("photo", pa.chunked_array([[tall]])).size == (192, 64)
 
 
 def test_exif_data_that_cannot_be_read_is_passed_over() -> None:
@@ -179,13 +179,14 @@ def test_fifty_megapixels_are_the_limit() -> None:
     assert "has 50 megapixels" in refused(png(5_001, 10_000))
 
 
-def test_the_size_is_the_median_picture_in_steps_of_32_and_at_most_160() -> None:
-    assert (learned((120, 160)).size, learned((120, 160)).grid) == ((128, 160), (4, 5))
-    assert (learned((3000, 4000)).size, learned((3000, 4000)).grid) == ((128, 160), (4, 5))
-    assert (learned((28, 28)).size, learned((28, 28)).grid) == ((32, 32), (1, 1))
-    assert learned((80, 60)).size == (96, 64)
-    assert learned((10, 1000)).size == (32, 160)
-    assert learned((32, 32), (64, 96), (4000, 4000)).size == (64, 96)
+def test_the_size_is_the_median_picture_or_up_to_twice_that_in_steps_of_32_and_at_most_192() -> None:
+    assert (learned((120, 160)).size, learned((120, 160)).grid) == ((160, 192), (5, 6))
+    assert (learned((3000, 4000)).size, learned((3000, 4000)).grid) == ((160, 192), (5, 6))
+    assert (learned((28, 28)).size, learned((28, 28)).grid) == ((64, 64), (2, 2))
+    assert (learned((80, 60)).size, learned((80, 60)).grid) == ((160, 128), (5, 4))
+    assert learned((10, 1000)).size == (32, 192)
+    assert learned((32, 32), (64, 96), (4000, 4000)).size == (128, 192)
+    assert learned((28, 28), backbone="pixels").size == (32, 32)
 
 
 def test_the_user_chooses_size_grid_and_backbone() -> None:

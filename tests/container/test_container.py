@@ -1,7 +1,8 @@
-"""A container built by `bentoml containerize` itself, run and asked. `make test-container` runs it."""
+"""Containers built by `bentoml containerize` itself, run and asked. `make test-container` runs them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -13,11 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import pytest
+from media import searched
+from pictures import content, picture
 from small import make_table
 
+from mtl_bento import table as tables
 from mtl_bento import wire
 from mtl_bento.client import Client
+from mtl_bento.errors import SchemaError
 from mtl_bento.model import Model
 
 pytestmark = [
@@ -30,7 +36,7 @@ IMAGE = "mtl-bento-container-test"
 
 @dataclass
 class Container:
-    """A running container of the small model."""
+    """A running container of a model."""
 
     id: str
     url: str
@@ -58,18 +64,19 @@ def build(folder: Path, home: Path) -> None:
     run(*bentoml, *listed, **variables)
 
 
-@pytest.fixture(scope="module")
-def container(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    build(model_folder, tmp_path_factory.mktemp("bentoml"))
+@contextlib.contextmanager
+def running(folder: Path, home: Path) -> Iterator[Container]:
+    """Run a container of a run or model folder on a free port of loopback; container and image are gone afterwards."""
+    build(folder, home)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = ("-e", "BENTOML_HOST=127.0.0.1", "-e", f"BENTOML_PORT={port}")
-    running = run("podman", "run", "-d", "--network", "host", *variables, f"{IMAGE}:test")
+    started = run("podman", "run", "-d", "--network", "host", *variables, f"{IMAGE}:test")
     try:
-        yield Container(running, f"http://127.0.0.1:{port}")
+        yield Container(started, f"http://127.0.0.1:{port}")
     finally:
-        run("podman", "rm", "-f", running)
+        run("podman", "rm", "-f", started)
         remove_image()
 
 
@@ -93,9 +100,14 @@ def wait_until_ready(container: Container) -> None:
 
 
 def test_the_container_answers_as_the_model_does_as_nobodys_root_and_stops_cleanly(
-    container: Container, model: Model
+    model_folder: Path, model: Model, tmp_path: Path
 ) -> None:
-    wait_until_ready(container)
+    with running(model_folder, tmp_path) as container:
+        wait_until_ready(container)
+        check_small(container, model)
+
+
+def check_small(container: Container, model: Model) -> None:
     assert run("podman", "exec", container.id, "id", "-u") == "1034"
 
     table = make_table(200, seed=3)
@@ -110,3 +122,27 @@ def test_the_container_answers_as_the_model_does_as_nobodys_root_and_stops_clean
 
     run("podman", "stop", "-t", "60", container.id)  # SIGTERM, and SIGKILL (137) only after a minute
     assert run("podman", "inspect", "-f", "{{.State.ExitCode}}", container.id) == "0"
+
+
+def test_a_container_answers_pictures_and_texts_and_refuses_a_broken_one(tmp_path: Path) -> None:
+    done = searched(tmp_path, steps=32)
+    home = tmp_path / "bentoml"
+    home.mkdir()
+    with running(done.folder, home) as container:
+        wait_until_ready(container)
+        table = tables.read(tmp_path / "t.parquet").slice(0, 40)
+        with Client(container.url) as client:
+            answers = client.predict(wire.table_to_rows(table, done.model.schema))
+            assert wire.disagreement(answers, done.model.rows(table), {"amount": 1.0}) is None
+            odd = [
+                {"photo": content(picture(30, 50, mode=mode, left=0, right=1), "PNG")} for mode in ("L", "1", "I;16")
+            ]
+            odd.append({"photo": content(picture(), "WEBP")})
+            odd.append({"photo": content(picture(), "JPEG")})
+            pictures = pa.table({"photo": [row["photo"] for row in odd]})
+            assert wire.disagreement(client.predict(odd), done.model.rows(pictures), {"amount": 1.0}) is None
+            with pytest.raises(SchemaError, match=r"^rows\[0\]\.photo: the picture cannot be decoded"):
+                client.predict([{"photo": content(picture())[:50]}])
+        installed = run("podman", "exec", container.id, "sh", "-c", "ls /app/.venv/lib/python3*/site-packages").split()
+        assert "PIL" in installed
+        assert not {"optuna", "sklearn", "tokenizers", "mtl_bento_search"} & set(installed)

@@ -98,9 +98,30 @@ def test_inspect_shows_pictures_and_texts(tmp_path: Path, monkeypatch: pytest.Mo
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
     found = json.loads(invoke("inspect", tmp_path / "t.parquet", "--target", "y", "--json").output)
     assert found["inputs"] == [
-        {"name": "photo", "kind": "image", "what": "128 x 160 pixels, 4 x 5 cells, for efficientnet_lite0"},
+        {"name": "photo", "kind": "image", "what": "160 x 192 pixels, 5 x 6 cells, for efficientnet_lite0"},
         {"name": "note", "kind": "text", "what": "text of up to 3 tokens, for wordllama"},
     ]
+
+
+def test_inspect_reads_a_spec_and_keeps_its_options(tmp_path: Path) -> None:
+    cells = {"photo": [noise(n, 32, 64, "PNG") for n in range(3)], "road": [[0, 1], [1, 1], [0, 0]], "id": [1, 2, 3]}
+    pq.write_table(pa.table(cells), tmp_path / "t.parquet")
+    photo = {"kind": "image", "backbone": "pixels", "size": [32, 64]}
+    given = {
+        "data": "t.parquet",
+        "targets": {"road": {"kind": "grid", "shape": [1, 2], "weight": 2}},
+        "inputs": {"photo": photo},
+        "ignore": "id",
+        "search": {"n_trials": 7},
+    }
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
+    done = invoke("inspect", tmp_path / "given.yaml", "--out", tmp_path / "out.yaml")
+    assert done.exit_code == 0, done.output
+    assert "1 x 2 cells: 0, 1" in done.output
+    written = yaml.safe_load((tmp_path / "out.yaml").read_text())
+    assert written == {**given, "version": 1, "ignore": ["id"]}
+    message = refused("inspect", tmp_path / "given.yaml", "--target", "road")
+    assert message == "Error: --target and mtl.yaml exclude each other; name the targets in one of them."
 
 
 def test_inspect_prints_json(folder: Path) -> None:

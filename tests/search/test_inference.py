@@ -137,7 +137,7 @@ def test_paths_of_files_beside_the_table_are_pictures(tmp_path: Path) -> None:
     table = pa.table({"photo": [*(f"{place}.PNG" for place in range(9)), None], "x": NUMBERS[:10]})
     tables.write(table, tmp_path / "t.csv")
     photo, _ = infer(tables.read(tmp_path / "t.csv")).schema.columns
-    assert photo == ImageColumn(name="photo", size=(64, 96), grid=(2, 3))
+    assert photo == ImageColumn(name="photo", size=(128, 192), grid=(4, 6))
     (left,) = infer(table).left_out  # a frame's are relative to the current folder
     assert left.reason == "paths of pictures that are not there"
     assert left.remedy == "put '0.PNG' and the others there, or give paths relative to the table"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mtl_bento_search.report.media import MOST_OPEN, overlap, runs, section
-from mtl_bento_search.report.shown import CHARACTERS, Panel, gather, pick, small, thumbnail
+from mtl_bento_search.report.panels import CHARACTERS, Panel, gather, pick, small, thumbnail
 
 JPEG = base64.b64encode(b"\xff\xd8\xff not decoded here").decode()
 PICTURE = {"jpeg": JPEG, "size": [100, 50]}

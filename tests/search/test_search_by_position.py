@@ -78,7 +78,7 @@ class Digits(SampleCells):
     def reads(self) -> str:
         return "digits"
 
-    def suited(self, column: Any) -> Any:
+    def suited(self, column: Any, table: pa.Table, rows: np.ndarray) -> Any:
         return column.model_copy(update={"length": self.spec.length})
 
     def place(self, table: pa.Table, columns: Any) -> Digits:

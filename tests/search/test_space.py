@@ -10,12 +10,14 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mtl_bento.errors import SpecError, UnknownKindError
+from mtl_bento.heads.conv import ConvHeadSpec
+from mtl_bento.heads.dense import DenseHeadSpec
 from mtl_bento.samples import SamplePositionsSpec
 from mtl_bento.spec import Searched
 from mtl_bento.trunks._base import TRUNKS, TrunkSpec
 from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento_search.config import Choice
-from mtl_bento_search.defaults import default_trunks
+from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.space import Space, alone
 
 TASKS = ["income", "分类"]
@@ -207,8 +209,52 @@ def test_a_task_by_position_allows_trunks_that_read_positions_alone() -> None:
     assert "photo.pooling" not in held.defaults()
 
 
-def test_trunks_that_read_positions_are_tried_where_there_are_some_and_first_where_a_task_answers_by_them() -> None:
+def test_the_kind_of_head_is_one_choice_for_all_tasks_that_answer_by_position() -> None:
+    held = Space(MEDIA, ["x", "y", "z"], by_position=["y", "z"], trunks=["sample_positional"], heads=["dense", "conv"])
+    assert held.distributions["head"] == CategoricalDistribution(["dense", "conv"])
+    default = held.defaults()
+    assert {name for name in default if "head" in name} == {"head", *(f"head_width.{task}" for task in "xyz")}
+    wanted = {**default, "head": "conv", "conv_head_width.y": 16, "conv_head_width.z": 64}
+    params = held.suggest(optuna.trial.FixedTrial(wanted))
+    assert "head_width.y" not in params
+    heads = held.member(params).network.heads
+    assert heads == {"x": DenseHeadSpec(), "y": ConvHeadSpec(width=16), "z": ConvHeadSpec(width=64)}
+
+
+def test_without_a_task_by_position_every_head_is_dense_and_there_is_no_choice() -> None:
+    held = Space(MEDIA, ["y"], trunks=["sample_positional"], heads=["dense", "conv"])
+    assert "head" not in held.distributions
+    assert held.member(held.defaults()).network.heads == {"y": DenseHeadSpec()}
+    with pytest.raises(SpecError, match=r"space: head is set by `search: \{head: \[\.\.\.\]\}`"):
+        Space(MEDIA, ["y"], domains={"head": "conv"})
+
+
+def test_parts_of_a_loss_are_weighed_on_a_log_scale_and_by_their_geometric_mean() -> None:
+    held = Space(["numeric"], ["x", "box"], parts={"box": ("objectness", "coordinates")})
+    assert held.distributions["part_weight.box.coordinates"] == FloatDistribution(0.2, 5.0, log=True)
+    assert held.member(held.defaults()).training.part_weight == {"box.objectness": 1, "box.coordinates": 1}
+    drawn = {**held.defaults(), "part_weight.box.objectness": 0.5, "part_weight.box.coordinates": 2.0}
+    assert held.member(drawn).training.part_weight == pytest.approx({"box.objectness": 0.5, "box.coordinates": 2.0})
+    double = {name: value * 2 if name.startswith("part_weight") else value for name, value in drawn.items()}
+    assert held.member(double).training.part_weight == pytest.approx(held.member(drawn).training.part_weight)
+    fixed = Space(["numeric"], ["box"], parts={"box": ("a", "b")}, domains={"part_weight": 2, "part_weight.box.b": 3})
+    assert fixed.member(fixed.defaults()).training.part_weight == {"box.a": 2, "box.b": 3}
+    assert not [name for name in fixed.distributions if name.startswith("part_weight")]
+    assert held.member(drawn).training.stack_key() == held.member(held.defaults()).training.stack_key()
+
+
+def test_trunks_that_read_positions_are_tried_where_there_are_some_and_first_where_a_task_asks_where() -> None:
     assert default_trunks(100) == ("tabm", "mlp")
     assert default_trunks(100, positions=True) == ("tabm", "mlp", "conv", "attention")
     assert default_trunks(50_000, positions=True) == ("mlp", "tabm", "conv", "attention")
-    assert default_trunks(100, positions=True, answered=True) == ("conv", "attention")
+    assert default_trunks(100, positions=True, located=True) == ("conv", "attention", "tabm", "mlp")
+    assert default_trunks(100, positions=True, located=True, answered=True) == ("conv", "attention")
+    assert default_trunks(100, positions=True, line=True, located=True, answered=True) == ("attention", "conv")
+
+
+def test_a_batch_has_as_many_rows_as_have_a_thousand_positions_and_at_least_eight() -> None:
+    assert budget(10_000) == (128, 1536)
+    assert budget(10_000, length=61) == (16, 1536)
+    assert budget(2_000, length=36) == (32, 1024)
+    assert budget(2_000, length=300) == (8, 1024)
+    assert budget(5, length=300) == (5, 1024)

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mtl_bento.errors import SchemaError
+from mtl_bento.columns.image import ImageColumn
+from mtl_bento.columns.numeric import NumericColumn
+from mtl_bento.errors import SchemaError, SpecError
 from mtl_bento.tasks.box import Box, BoxSpec, overlap
 
 NAN = float("nan")
@@ -58,9 +60,9 @@ def test_loss_is_the_objects_and_the_boxs_by_hand() -> None:
     targets = torch.tensor([[[1, 0.6, 0.5, 0.2, 0.2]]], dtype=torch.float64)
     expected = math.log(2) + 0.1 / 4 + 2 / 3
     assert fit().loss(outputs, targets).item() == pytest.approx(expected, abs=1e-6)
-    assert fit(coordinates=3).loss(outputs, targets).item() == pytest.approx(
-        math.log(2) + 3 * (0.025 + 2 / 3), abs=1e-6
-    )
+    weights = torch.tensor([[0.5, 3.0]], dtype=torch.float64)
+    weighed = fit().mean_loss(outputs, targets, None, weights)
+    assert weighed.item() == pytest.approx(0.5 * math.log(2) + 3 * (0.025 + 2 / 3), abs=1e-6)
     nothing = torch.tensor([[[0] + [NAN] * 4]], dtype=torch.float64)
     assert fit().loss(outputs, nothing).item() == pytest.approx(math.log(2))
 
@@ -104,7 +106,7 @@ ANSWERS = np.array([[0.75, 0.5, 0.5, 0.5, 0.25], [0.25, 0.5, 0.5, 0.5, 0.25]], n
 def test_rows_are_the_box_or_null_and_the_probability_of_the_object() -> None:
     assert fit().rows(ANSWERS) == [
         {"value": {"x": 0.5, "y": 0.5, "w": 0.5, "h": 0.25}, "probability": 0.75},
-        {"value": None, "probability": 0.25},
+        {"value": None, "probability": 0.25, "box": {"x": 0.5, "y": 0.5, "w": 0.5, "h": 0.25}},
     ]
 
 
@@ -170,3 +172,13 @@ def test_labels_are_said_as_answers_are_and_no_object_is_nothing_to_be_found() -
     assert task.said(cells(BOXES)) == [there, None, None, {"x": 0.25, "y": 0.25, "w": 0.5, "h": 0.5}]
     assert set(task.rows(np.array([[0.9, *BOX]], np.float32))[0]["value"]) == set(there)
     assert task.empty(torch.from_numpy(task.encode(cells(BOXES)))).tolist() == [False, True, False, False]
+
+
+def test_the_only_picture_is_the_one_that_it_speaks_of_and_what_is_none_is_refused() -> None:
+    photo, other = (ImageColumn(name=name, size=(32, 32), grid=(1, 1)) for name in ("photo", "other"))
+    size = NumericColumn(name="size")
+    assert fit().settled([size, photo]).reads == "photo"
+    assert fit().settled([other, photo]).reads is None
+    assert fit(image="photo").settled([other, photo]).reads == "photo"
+    with pytest.raises(SpecError, match=r"Target 'car' speaks of 'size', which is no picture; allowed: 'photo'\."):
+        fit(image="size").settled([size, photo])

@@ -122,8 +122,9 @@ class Picture(NumericColumn):
 
 def test_a_picture_gets_the_grid_of_its_labels() -> None:
     task = fit(CARS)
-    assert task.suited(Picture(name="photo")) == Picture(name="photo", grid=(2, 3))
-    assert task.suited(NumericColumn(name="age")) == NumericColumn(name="age")
+    nothing = pa.table({}), np.zeros(0, int)
+    assert task.suited(Picture(name="photo"), *nothing) == Picture(name="photo", grid=(2, 3))
+    assert task.suited(NumericColumn(name="age"), *nothing) == NumericColumn(name="age")
 
 
 def test_flat_labels_without_a_shape_are_one_line_with_an_example() -> None:

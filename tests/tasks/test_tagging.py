@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from words import Words
 
+from mtl_bento.columns.text import TextColumn
 from mtl_bento.errors import SchemaError, SpecError
 from mtl_bento.tasks.tagging import Entity, Tagging, TaggingSpec, likeliest
 
@@ -232,6 +233,21 @@ def test_the_text_is_named_or_the_only_one() -> None:
 def test_a_task_without_its_texts_says_so() -> None:
     with pytest.raises(ValueError, match="target 'names': `place` the task on the table of these 1 rows first"):
         fit(TAGS).rows(np.zeros((1, 6)))
+
+
+def test_a_text_is_as_long_as_the_longest_that_is_labelled_and_no_shorter_than_it_was() -> None:
+    texts = [*["one two"] * 200, "a b c d e", "f g h i j k l"]
+    tags = [*["O O"] * 200, "O O O O B-x", None]
+    column = TextColumn.chosen("note", pa.chunked_array([texts]), {"backbone": "tokens"})
+    assert column.length == 2  # 99 % of the texts
+    task = Tagging(Tagging.fit(TaggingSpec(name="names"), cells(["O B-x", "B-x O"])))
+    table = pa.table({"note": texts, "names": tags})
+    assert task.suited(column, table, np.arange(202)).length == 5  # type: ignore[attr-defined]
+    assert task.suited(column, table, np.arange(200)).length == 2  # type: ignore[attr-defined]
+    long = column.model_copy(update={"length": 9})
+    assert task.suited(long, table, np.arange(202)) == long
+    table = pa.table({"note": ["w " * 500], "names": ["O " * 500]})
+    assert task.suited(column, table, np.arange(1)).length == 128  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("labels", "end"), [(TAGS, 12), (SPANS, 11)])  # a word between spaces has its comma
