@@ -28,6 +28,7 @@ from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
 from mtl_bento_search.storage import answering, claim, open_storage, own_study, without_password
 from mtl_bento_search.study import Driver, make_sampler
+from mtl_bento_search.tensorboard import TensorBoard
 from mtl_bento_search.tuning import tune_process
 
 SAID = 8
@@ -54,6 +55,7 @@ def search(
     callbacks: Sequence[Callback] = (),
     config: Config | None = None,
     progress: Progress | None = None,
+    tensorboard: str | Path | None = None,
     started: float | None = None,
     **options: Any,
 ) -> Run:
@@ -76,6 +78,7 @@ def search(
             before its driver was killed.
         config: a whole spec (`load_config("mtl.yaml")`); other arguments come before it.
         progress: told what happens.
+        tensorboard: a folder for scalars of each trial, as TensorBoard draws them; needs the extra `tensorboard`.
         started: the `time.monotonic()` from which the timeout counts; now by default.
         options: other keys of mtl.yaml (`inputs`, `ignore`, `split`, `sample_weight`, `search`).
 
@@ -87,6 +90,8 @@ def search(
         raise SpecError(f"executor {executor!r} is not known; allowed: local.")
     if spec.data is None and data is None:
         raise SpecError("There is no data; give a table.")
+    if tensorboard is not None:
+        callbacks = [*callbacks, TensorBoard(tensorboard)]
     progress = progress or Progress()
     source = data if data is not None else spec.data.train if isinstance(spec.data, DataSpec) else spec.data
     place = Path(out) if out is not None else Path("runs") / table_name(source)

@@ -1,4 +1,4 @@
-"""The search's commands: inspect, search, report, evaluate, example. Each parses, calls one function, prints."""
+"""The search's commands: inspect, search, report, evaluate, compare, example. Each parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from mtl_bento.artifact import write_file
 from mtl_bento.cli import STARTED
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento_search.api import search
+from mtl_bento_search.compare import comparison
 from mtl_bento_search.config import Config, DataSpec, load_config, parse_targets, seconds, target_options
 from mtl_bento_search.evaluation import evaluate, judged
 from mtl_bento_search.examples import EXAMPLES
@@ -168,6 +169,7 @@ def _write_yaml(
 @click.option(
     "--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Most that one row, and 64, may take to answer."
 )
+@click.option("--tensorboard", metavar="DIR", help="Write each trial's scalars for `tensorboard --logdir DIR`.")
 @_json
 @_quiet
 def search_command(
@@ -188,6 +190,7 @@ def search_command(
     members: str | None,
     max_members: int | None,
     max_latency_ms: float | None,
+    tensorboard: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -228,6 +231,7 @@ def search_command(
         seed=seed,
         config=config,
         progress=shown,
+        tensorboard=tensorboard,
         started=STARTED,
         **options,
     )
@@ -319,19 +323,25 @@ def _figure(value: float | None) -> str:
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser.")
+@click.option(
+    "--trials", metavar="FILE", help="Write all trials as a table too (CSV by its suffix, or `-`; Parquet ...)."
+)
 @_quiet
-def report_command(run: Path, opens: bool, quiet: bool) -> None:
+def report_command(run: Path, opens: bool, trials: str | None, quiet: bool) -> None:
     """Write the HTML report of a RUN again.
 
     \b
     Example:
       mtl-bento report runs/flights --open
+      mtl-bento report runs/flights --trials trials.csv
     """
     held = Run(run)
+    if trials is not None:
+        tables.write(held.trials(), trials)
     with Folder(held.folder).writing():
         path = write_report(held.folder, held.result, held.study)
     if not quiet:
-        click.echo(str(path))
+        click.echo(str(path), err=trials == tables.STDOUT)
     if opens:
         webbrowser.open(path.resolve().as_uri())
 
@@ -361,6 +371,36 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
             spread = f"{_figure(r['lower'])} to {_figure(r['upper'])}"
             metric = f"coverage (aim {r['level']:g})" if "level" in r else r["metric"]
             grid.add_row(escape(r["task"]), metric, _figure(r["value"]), spread, f"{r['n']:,}")
+        wide_console().print(grid)
+
+
+@click.command("compare")
+@click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--data", metavar="TABLE", help="The table of both, needed where a target is a grid or tags.")
+@_json
+@_quiet
+def compare_command(first: Path, second: Path, data: str | None, as_json: bool, quiet: bool) -> None:
+    """Say, task by task, whether the second RUN is better than the first on the locked test rows of both.
+
+    Both must have learned from one table, with the same rows locked.
+
+    \b
+    Example:
+      mtl-bento compare runs/flights runs/flights-longer
+    """
+    records = comparison(first, second, data=data)
+    if as_json:
+        _print_json({"first": str(first), "second": str(second), "tasks": records})
+    elif not quiet:
+        title = f"first: {first}, second: {second}, on the locked rows of both"
+        grid = Table(title=escape(title), title_justify="left")
+        for heading in ("task", "rows", "metric", "first", "second", "second better by (95 % interval)", "verdict"):
+            grid.add_column(heading, overflow="fold")
+        for r in records:
+            figures = (_figure(r["first"]), _figure(r["second"]))
+            better = f"{_figure(r['difference'])} ({_figure(r['lower'])} to {_figure(r['upper'])})"
+            grid.add_row(escape(r["task"]), f"{r['n_test']:,}", r["metric"], *figures, better, r["verdict"])
         wide_console().print(grid)
 
 

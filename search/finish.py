@@ -33,7 +33,9 @@ from mtl_bento_search import metrics, select
 from mtl_bento_search.arms import Arm, Arms, latency_ms, sizes_tried, too_slow
 from mtl_bento_search.config import CHOOSING, Config
 from mtl_bento_search.coverage import calibrated, coverage
+from mtl_bento_search.explain import out_of_fold_importance
 from mtl_bento_search.finals import Finals, gather, grow
+from mtl_bento_search.oof import write_predictions
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.run import MODEL, RESULT_VERSION, plain
 from mtl_bento_search.select import NETWORKS, Choice
@@ -116,7 +118,8 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
     problem, choice = sitting.problem, arms.ours  # with the trees' margins
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
-        tasks = calibrated(problem.tasks, arms.out_of_fold(), problem.dataset, select.validation_rows(problem.dataset))
+        out_of_fold = arms.out_of_fold()
+        tasks = calibrated(problem.tasks, out_of_fold, problem.dataset, select.validation_rows(problem.dataset))
         answered = arms.answered(problem.protocol.test)
         records = test(problem, answered, tasks)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
@@ -133,6 +136,8 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         model = make_model(problem, choice.members, choice.blend, card=card, tasks=tasks)
         model.save(folder.path / MODEL)
         result["shown"] = shown(problem, model, answered["ours"].answers, seed=sitting.seed)
+        write_predictions(folder.path, problem, out_of_fold, answered["ours"].answers)
+        result["input_importance"] = out_of_fold_importance(model, problem, timeout_s=clock.timeout_s)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s

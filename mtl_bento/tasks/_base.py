@@ -261,6 +261,13 @@ class Task(ABC, Generic[AnySpec]):
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
         """Return one JSON object per row, as the service answers (design: value, probability, probabilities)."""
 
+    def change(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return how far each row's answer [B, O] is from another one, float64 [B].
+
+        The mean distance of their numbers; kinds whose answers have one number that matters give its change, signed.
+        """
+        return np.asarray(np.abs(answers.astype(np.float64) - others).mean(1))
+
     def said(self, values: pa.ChunkedArray) -> list[Any]:
         """Return labels [B] as "value" of `rows` says answers, None where missing: what a report shows as the truth."""
         said: list[Any] = plain(values).to_pylist()

@@ -188,6 +188,12 @@ class LevelsTask(Task[AnySpec]):
             f"{spec.set_threshold:.3g} or more, from {rows}",
         ]
 
+    def change(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return by how much the probability of each row's likeliest label is more than in another answer [B]."""
+        own, other = self.probabilities(answers).astype(np.float64), self.probabilities(others)
+        rows, likeliest = np.arange(len(own)), own.argmax(1)
+        return np.asarray(own[rows, likeliest] - other[rows, likeliest])
+
     def truth(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return codes, int64 [B], -1 where missing."""
         return self.encode(values)

@@ -93,6 +93,10 @@ class Regression(Task[RegressionSpec]):
         """Return the variance of the known standardised labels."""
         return float(targets[self.known(targets)].double().var(unbiased=False).clamp_min(1e-12))
 
+    def change(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return by how much each row's number is more than in another answer, in the target's unit [B]."""
+        return np.asarray(self._numbers(answers) - self._numbers(others))
+
     def truth(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return labels in their own unit, float64 [B], NaN where missing."""
         return _numbers(self.name, values)
