@@ -121,6 +121,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         out_of_fold = arms.out_of_fold()
         tasks = calibrated(problem.tasks, out_of_fold, problem.dataset, select.validation_rows(problem.dataset))
         answered = arms.answered(problem.protocol.test)
+        ours = [held for held in answered["ours"].answers if held is not None]  # it answers every task
         records = test(problem, answered, tasks)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
         tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
@@ -135,8 +136,8 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         card = _card(spec, problem, records, choice)
         model = make_model(problem, choice.members, choice.blend, card=card, tasks=tasks)
         model.save(folder.path / MODEL)
-        result["shown"] = shown(problem, model, answered["ours"].answers, seed=sitting.seed)
-        write_predictions(folder.path, problem, out_of_fold, answered["ours"].answers)
+        result["shown"] = shown(problem, model, ours, seed=sitting.seed)
+        write_predictions(folder.path, problem, out_of_fold, ours)
         result["input_importance"] = out_of_fold_importance(model, problem, timeout_s=clock.timeout_s)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases

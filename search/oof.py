@@ -28,9 +28,7 @@ OWN = ("row", "part", "fold", "weight")
 GIVEN = "__given"
 
 
-def write_predictions(
-    folder: Path, problem: Problem, valid: Sequence[np.ndarray], test: Sequence[np.ndarray | None]
-) -> None:
+def write_predictions(folder: Path, problem: Problem, valid: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> None:
     """Write the answers that a run's model gave to rows that it did not learn.
 
     Args:
@@ -68,7 +66,7 @@ def part_of(table: pa.Table, name: str) -> pa.Table:
 
 
 def _part(
-    problem: Problem, name: str, rows: np.ndarray, folds: np.ndarray | None, answers: Sequence[np.ndarray | None]
+    problem: Problem, name: str, rows: np.ndarray, folds: np.ndarray | None, answers: Sequence[np.ndarray]
 ) -> pa.Table:
     n, weights = len(rows), problem.dataset.weights
     columns: list[tuple[str, pa.Array]] = list(

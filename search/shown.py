@@ -33,9 +33,7 @@ LISTED = "probabilities"
 Cell = bytes | str | None
 
 
-def shown(
-    problem: Problem, model: Model, answered: Sequence[np.ndarray | None], *, seed: int = 0
-) -> dict[str, Any] | None:
+def shown(problem: Problem, model: Model, answered: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, Any] | None:
     """Return what result.json holds under "shown", or None where there is no test, no picture and no text.
 
     Args:
@@ -49,11 +47,7 @@ def shown(
     if not len(rows) or not columns:
         return None
     ordered = sorted(enumerate(problem.tasks), key=lambda held: not (held[1].positional or held[1].reads))
-    picked = {
-        task.name: _picked(problem, t, own, rows, seed=seed)
-        for t, task in ordered[:MOST_TASKS]
-        if (own := answered[t]) is not None
-    }
+    picked = {task.name: _picked(problem, t, answered[t], rows, seed=seed) for t, task in ordered[:MOST_TASKS]}
     every = np.array(sorted({row for held in picked.values() for row, _ in held}), dtype=np.int64)
     cells = {column.name: _cells(problem, column, every) for column in columns}
     objects = dict(zip(every.tolist(), model.rows(problem.table.take(pa.array(every))), strict=True))
