@@ -341,6 +341,8 @@ def report_command(run: Path, opens: bool, trials: str | None, quiet: bool) -> N
     with Folder(held.folder).writing():
         path = write_report(held.folder, held.result, held.study)
     if not quiet:
+        if trials is not None and trials != tables.STDOUT:
+            click.echo(f"All trials: {trials}", err=True)
         click.echo(str(path), err=trials == tables.STDOUT)
     if opens:
         webbrowser.open(path.resolve().as_uri())

@@ -196,6 +196,8 @@ def test_the_command_prints_a_table_or_json(short: Run, longer: Run) -> None:
 def test_all_trials_are_written_as_a_table(longer: Run, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", str(longer.folder), "--trials", str(tmp_path / "trials.csv")])
     assert done.exit_code == 0
+    assert done.stdout == f"{longer.folder / 'report.html'}\n"
+    assert done.stderr == f"All trials: {tmp_path / 'trials.csv'}\n"
     read = pyarrow.csv.read_csv(tmp_path / "trials.csv")
     board = longer.leaderboard()
     assert read.column_names == list(board.columns)
