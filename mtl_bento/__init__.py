@@ -23,7 +23,7 @@ _HOMES = {
     "load": "mtl_bento.sources",
     "package": "mtl_bento.packaging",
 }
-_SEARCH = ("Objective", "Run", "search")
+_SEARCH = ("MultiTaskEstimator", "Objective", "Run", "compare", "search")
 
 __all__ = [*sorted(_HOMES), *_SEARCH]  # noqa: PLE0604 - strings by construction
 

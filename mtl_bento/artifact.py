@@ -1,6 +1,6 @@
 """A model as a folder, safely: a manifest, weights without code, checksums; written beside and renamed.
 
-    model.json            format version, schema, tasks, groups of members, blend, card (provenance, metrics)
+    model.json            format version, schema, tasks, members (networks, trees), blend, card (provenance, metrics)
     weights.safetensors   what the members and the encoders learned
     samples.json          made-up rows and their answers, for the self-test of whoever serves the model
     MODEL_CARD.md         the card in words

@@ -22,7 +22,7 @@ from mtl_bento.errors import MissingExtraError, MtlBentoError
 
 STARTED = time.monotonic()
 """When this process began, but for Python's own start: a timeout counts what is imported after it, too."""
-OF_SEARCH = ("inspect", "search", "report", "evaluate", "example")
+OF_SEARCH = ("inspect", "search", "report", "evaluate", "compare", "example")
 """Commands of the extra `search`, listed also where it is not installed."""
 
 
@@ -111,7 +111,7 @@ def cli() -> None:
 @click.option("--output", type=click.Choice(["labels", "full"]), default="labels", help="full adds probabilities.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def predict_command(source: str, table: str, out: str, keep: tuple[str, ...], output: str, quiet: bool) -> None:
-    """Predict all targets for the rows of TABLE.
+    """Predict all targets for the rows of TABLE, which may be larger than memory: it is read and written in parts.
 
     SOURCE is a model folder, a run folder, a BentoML tag, or the http address of a service. A kept column that has the
     name of a target is written as NAME__given.
@@ -120,18 +120,22 @@ def predict_command(source: str, table: str, out: str, keep: tuple[str, ...], ou
     Example:
       mtl-bento predict runs/flights tomorrow.csv --keep flight --out predictions.csv
     """
-    from mtl_bento import sources  # with pyarrow: not for --help
+    from mtl_bento import sources, streams  # with pyarrow: not for --help
     from mtl_bento import table as tables
 
-    given = tables.read(table)
-    kept = _kept(given, keep)
-    answered = sources.open_source(source).predict(given, output=output)
-    for name, values in zip(answered.column_names, answered.columns, strict=True):
-        kept = kept.append_column(name, values)
-    names = [f"{name}__given" if name in answered.column_names else name for name in keep]
-    tables.write(kept.rename_columns([*names, *answered.column_names]), out)
+    source_, n = sources.open_source(source), 0
+    with tables.writing(out) as put:
+        for part in streams.batches(table, rows=streams.rows_of(source_)):
+            kept = _kept(part, keep)
+            with streams.counted_from(n):
+                answered = source_.predict(part, output=output)
+            for name, values in zip(answered.column_names, answered.columns, strict=True):
+                kept = kept.append_column(name, values)
+            names = [f"{name}__given" if name in answered.column_names else name for name in dict.fromkeys(keep)]
+            put(kept.rename_columns([*names, *answered.column_names]))
+            n += part.num_rows
     if out != tables.STDOUT and not quiet:
-        click.echo(f"{kept.num_rows:,} rows predicted: {out}", err=True)
+        click.echo(f"{n:,} rows predicted: {out}", err=True)
 
 
 def _kept(table: Any, names: tuple[str, ...]) -> Any:

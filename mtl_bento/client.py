@@ -93,7 +93,8 @@ class Client:
             data: a table, which goes out in parts that the service takes; or rows as a list of dicts, which are
                 answered by a list of dicts as `POST /predict` answers. A picture is bytes, a path of a file (as text
                 only where the input is one of pictures), or an image of Pillow's.
-            output: for tables, "labels" gives the targets as columns, "full" probabilities and intervals beside them.
+            output: for tables, "labels" gives the targets as columns, "full" probabilities, intervals and prediction
+                sets beside them.
 
         Raises:
             SourceError: no service answers.

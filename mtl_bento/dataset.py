@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,9 @@ class Dataset:
     splits: tuple[Split, ...]
     trivial: Tensor
     """Loss of each task's best constant on the training rows, [T]: the unit of every loss here."""
+    margins: Tensor | None = None
+    """What boosted trees say of each row, out of fold, as the outputs of all heads side by side: [N, sum of O], 0 for a
+    task without trees; read by offset networks alone. None where there are no trees."""
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     """What `unfolded` made last, by what it depends on, with the bytes it takes."""
 
@@ -105,6 +108,16 @@ class Dataset:
             trivial=torch.tensor(trivial, device=device, dtype=dtype),
         )
 
+    def with_margins(self, margins: np.ndarray | Tensor) -> Dataset:
+        """Return the dataset with the margins of trees, [N, sum of O]; raises ValueError where they have another shape.
+
+        All else is shared with this one.
+        """
+        shape = (len(self.blocks[0]), sum(task.n_outputs for task in self.tasks))
+        if tuple(margins.shape) != shape:
+            raise ValueError(f"margins of trees have shape {tuple(margins.shape)}, not {shape}")
+        return replace(self, margins=torch.as_tensor(margins).to(device=self.device, dtype=self.dtype))
+
     @property
     def device(self) -> torch.device:
         """Where the rows live."""
@@ -128,6 +141,10 @@ class Dataset:
     def inputs_of(self, index: Tensor) -> list[Tensor]:
         """Return the prepared blocks of rows `index` [K, B]: each [K, B, C'], or [K, B, L, D]."""
         return [self.take(block, index) for block in self.blocks]
+
+    def margins_of(self, index: Tensor, network: Network) -> Tensor | None:
+        """Return the margins of rows `index` [K, B] for a network that stands on them: [K, B, sum of O]; else None."""
+        return self.take(self.margins, index) if network.offset and self.margins is not None else None
 
     def labels_of(self, index: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Return labels [K, B, ...] of each task and weights [K, B] of rows `index` [K, B]."""

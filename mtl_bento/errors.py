@@ -5,6 +5,7 @@
     ├── SchemaError               400   the table, the rows or the targets contradict the schema
     ├── SpecError                 400   mtl.yaml, an option or a search space is wrong
     │   └── UnknownKindError      400   no task, trunk or encoder has that name
+    ├── FitError                  400   MultiTaskEstimator cannot learn from that; a ValueError as well
     ├── RunError                  409   the run folder cannot be used as asked
     ├── SourceError               404   no model folder, run, tag or service answers to that name
     ├── RequestError              400   the service refused a request (raised by the client)
@@ -53,6 +54,12 @@ class SpecError(MtlBentoError):
 
 class UnknownKindError(SpecError):
     """No task, trunk, encoder, head, weighting or column has that name."""
+
+
+class FitError(MtlBentoError, ValueError):
+    """An estimator was given what it cannot learn from or answer; a ValueError, as scikit-learn expects."""
+
+    status = 400
 
 
 class RunError(MtlBentoError):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, cast
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Generator, Tensor, nn
@@ -22,13 +23,16 @@ from mtl_bento.encoders._base import ENCODERS, Encoder, EncoderSpec, has_positio
 from mtl_bento.errors import SpecError, listing
 from mtl_bento.heads._base import HEADS, Head, HeadSpec, Pooling
 from mtl_bento.layers import PerMember, Random, Stacked
-from mtl_bento.spec import Spec
+from mtl_bento.spec import MustMatch, Spec
 from mtl_bento.tasks._base import Task
 from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSizes, TrunkSpec
 
 AnyEncoder = Annotated[EncoderSpec, BeforeValidator(ENCODERS.parse), SerializeAsAny()]
 AnyTrunk = Annotated[TrunkSpec, BeforeValidator(TRUNKS.parse), SerializeAsAny()]
 AnyHead = Annotated[HeadSpec, BeforeValidator(HEADS.parse), SerializeAsAny()]
+
+MEAN_ROWS = 128
+"""Rows of a block with positions whose features are held at once, where only their mean is wanted."""
 
 
 class NetworkSpec(Spec):
@@ -37,11 +41,13 @@ class NetworkSpec(Spec):
     encoders: dict[str, AnyEncoder]
     trunk: AnyTrunk
     heads: dict[str, AnyHead]
+    offset: Annotated[bool, MustMatch] = False
+    """Whether its outputs stand on the margins of boosted trees, to which those of its heads are added."""
 
     def stack_key(self) -> tuple[Any, ...]:
         """Return what two networks must have in common to share a stack."""
         parts = [*self.encoders.values(), self.trunk, *self.heads.values()]
-        return tuple(part.stack_key() for part in parts)
+        return (self.offset, *(part.stack_key() for part in parts))
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,48 @@ class Inputs:
         """Return an encoder of a block for one member with the defaults: what it prepares is the same for all."""
         spec: Any = ENCODERS.spec_class(kind_of(block))
         return cast(Encoder[Any], _build(ENCODERS, [spec()], self.columns[block], self.fitted[block], [Generator()]))
+
+    def features(self, encoded: Mapping[str, Tensor], prepared: Sequence[Tensor]) -> Tensor:
+        """Return what trees read of rows, float32 [B, F], NaN where missing, on the device of what is prepared.
+
+        Encoded blocks [B, C] side by side as they are, -1 of a category as NaN; of a block with positions, whose
+        `prepared` [B, L, D] is read, the mean of its features over real positions. Tokens whose meaning each network
+        learns for itself have none.
+        """
+        parts = []
+        for (block, columns), rows in zip(self.columns.items(), prepared, strict=True):
+            if has_positions(block):
+                parts.append(self._means(block, rows))
+            else:
+                values = encoded[block].to(rows.device)
+                parts.append(values.float() if columns[0].dtype != np.int64 else _codes(values))
+        return torch.cat(parts, 1)
+
+    def categorical(self) -> list[int]:
+        """Return which of the columns that `features` returns hold categories."""
+        places: list[int] = []
+        start = 0
+        for block, columns in self.columns.items():
+            width = self._n_means(block) if has_positions(block) else sum(column.n_features for column in columns)
+            if not has_positions(block) and columns[0].dtype == np.int64:
+                places += range(start, start + width)
+            start += width
+        return places
+
+    def _n_means(self, block: str) -> int:
+        encoder = self.encoder(block)
+        return 0 if list(encoder.parameters()) else encoder.n_features
+
+    def _means(self, block: str, prepared: Tensor) -> Tensor:
+        """Return the mean features of a block with positions, [B, L, D] -> [B, F]; NaN where no position is real."""
+        encoder = self.encoder(block).to(device=prepared.device, dtype=prepared.dtype)
+        if list(encoder.parameters()):
+            return prepared.new_zeros(len(prepared), 0)
+        means = []
+        for rows in prepared.split(MEAN_ROWS):
+            features, mask = encoder.unfold(rows)
+            means.append(mean_of_real(features, mask).masked_fill(~mask.any(-1, keepdim=True), torch.nan))
+        return torch.cat(means).float()
 
     def positions(self, tasks: Sequence[Task[Any]]) -> tuple[int, tuple[int, int] | None]:
         """Return how many positions a trunk reads that reads some, 0 where no input has any, and their grid."""
@@ -139,6 +187,8 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.specs, self.tasks, self.blocks = list(specs), list(tasks), list(inputs.columns)
+        self.offset = specs[0].offset
+        """Whether outputs stand on the margins of boosted trees."""
         generators = [Generator().manual_seed(seed) for seed in seeds]
         self.encoders = nn.ModuleList(
             _build(
@@ -211,13 +261,11 @@ class Network(nn.Module):
 
     def rows_at_once(self, most: int) -> int:
         """Return how many rows to give at once where `most` would be right without positions, at least 16."""
-        return max(min(16, most), most // self.most_positions)
+        return rows_at_once(most, self.most_positions)
 
     def answer_sizes(self) -> list[int]:
         """Return how many numbers O' each task answers with; those of all positions, where it answers by position."""
-        shapes = [(self.length, t.n_outputs) if t.positional else (t.n_outputs,) for t in self.tasks]
-        blank = [torch.zeros(1, 1, 1, *shape) for shape in shapes]
-        return [task.activate(outputs).shape[-1] for task, outputs in zip(self.tasks, blank, strict=True)]
+        return answer_sizes(self.tasks, self.length)
 
     def prepare(self, blocks: dict[str, Tensor]) -> list[Tensor]:
         """Return what can be computed once per row: encoded blocks [B, C] -> prepared [B, C'], in order of `blocks`."""
@@ -244,21 +292,36 @@ class Network(nn.Module):
             return (encoder.pooled(features, mask),)
         return (mean_of_real(features, mask),)  # beside every position: side by side they would be too many
 
-    def forward(self, prepared: Sequence[Tensor]) -> list[Tensor]:
-        """Prepared blocks [K or 1, B, C'] -> outputs [K, M, B, O] for each task."""
-        return self.outputs(self.unfold(prepared))
+    def forward(self, prepared: Sequence[Tensor], margins: Tensor | None = None) -> list[Tensor]:
+        """Prepared blocks [K or 1, B, C'] -> outputs [K, M, B, O] for each task; `margins` as `outputs` has them."""
+        return self.outputs(self.unfold(prepared), margins)
 
-    def outputs(self, unfolded: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Unfolded blocks, each [K or 1, B, C''] -> outputs [K, M, B, (L,) O] for each task."""
+    def outputs(self, unfolded: Sequence[tuple[Tensor, ...]], margins: Tensor | None = None) -> list[Tensor]:
+        """Unfolded blocks, each [K or 1, B, C''] -> outputs [K, M, B, (L,) O] for each task.
+
+        Offset networks need the trees' `margins` [K or 1, B, sum of O], all tasks side by side, and raise ValueError
+        without; other networks read none.
+        """
         encoded = [parts if self._fixed[b] else self._encoded(b, parts) for b, parts in enumerate(unfolded)]
         states = self._states(encoded)
         outputs: dict[int, Tensor] = {}
         for places in _alike(self.heads, states):
             outputs |= dict(zip(places, self._heads_at(tuple(places))(states[places[0]]), strict=True))
         rows = encoded[0][0].shape[1]
-        return [
+        held = [
             outputs[t].unflatten(2, (rows, self.length)) if task.positional else outputs[t]
             for t, task in enumerate(self.tasks)
+        ]
+        return self._on(margins, held) if self.offset else held
+
+    def _on(self, margins: Tensor | None, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return outputs [K, M, B, (L,) O] on top of the margins of their rows: the same for all M, at all L."""
+        if margins is None:
+            raise ValueError("offset networks answer on top of the margins of trees; give them")
+        parts = margins.unsqueeze(1).split([task.n_outputs for task in self.tasks], -1)  # [K or 1, 1, B, O]
+        return [
+            held + (part.unsqueeze(-2) if task.positional else part)
+            for task, held, part in zip(self.tasks, outputs, parts, strict=True)
         ]
 
     def _states(self, encoded: Sequence[tuple[Tensor, ...]]) -> Sequence[Tensor]:
@@ -300,9 +363,9 @@ class Network(nn.Module):
             self._joined.clear()  # it moves to another device or type
         return cast(Self, super()._apply(*arguments, **options))  # type: ignore[no-untyped-call]
 
-    def answers(self, prepared: Sequence[Tensor]) -> list[Tensor]:
-        """Prepared blocks [K or 1, B, C'] -> answers averaged over M, [K, B, O'] for each task."""
-        return self.averaged(self(prepared))
+    def answers(self, prepared: Sequence[Tensor], margins: Tensor | None = None) -> list[Tensor]:
+        """Prepared blocks [K or 1, B, C'] -> answers averaged over M, [K, B, O'] for each task; `margins` as above."""
+        return self.averaged(self(prepared, margins))
 
     def averaged(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs [K, M, B, O] -> answers averaged over M, [K, B, O'] for each task."""
@@ -364,6 +427,10 @@ class Trained:
     def n_parameters(self) -> int:
         """How many parameters it has."""
         return sum(tensor.numel() for tensor in self.state.values())
+
+    def cpu(self) -> Trained:
+        """Return the member with its parameters in the memory of the CPU."""
+        return Trained(self.spec, {name: tensor.detach().cpu() for name, tensor in self.state.items()})
 
 
 def stacks(members: Sequence[Trained], inputs: Inputs, tasks: Sequence[Task[Any]]) -> list[tuple[list[int], Network]]:
@@ -459,6 +526,23 @@ def _joined(features: Sequence[Tensor]) -> Tensor:
         return features[0]  # `cat` would copy it
     members = max(part.shape[0] for part in features)
     return torch.cat([part.expand(members, *part.shape[1:]) for part in features], -1)
+
+
+def _codes(values: Tensor) -> Tensor:
+    """Return codes of categories as float32, NaN for -1."""
+    return values.float().masked_fill(values < 0, torch.nan)
+
+
+def rows_at_once(most: int, positions: int) -> int:
+    """Return how many rows of so many positions to read at once where `most` would be right for 1, at least 16."""
+    return max(min(16, most), most // positions)
+
+
+def answer_sizes(tasks: Sequence[Task[Any]], length: int) -> list[int]:
+    """Return how many numbers O' each task answers with, where those that answer by position have `length` of them."""
+    shapes = [(length, t.n_outputs) if t.positional else (t.n_outputs,) for t in tasks]
+    blank = [torch.zeros(1, 1, 1, *shape) for shape in shapes]
+    return [task.activate(outputs).shape[-1] for task, outputs in zip(tasks, blank, strict=True)]
 
 
 def positional_trunks() -> list[str]:

@@ -197,7 +197,8 @@ class Worker:
         body = json.dumps({"rows": self.samples["rows"]}).encode()
         answers = json.loads(encode(self.answers(wire.Reader(self.schema).read(body))))
         spreads = {task.name: float(getattr(task.spec, "spread", 0.0)) for task in self.model.tasks}
-        if wrong := wire.disagreement(answers, self.samples["answers"], spreads):
+        edges = {task.name: task.edges() for task in self.model.tasks}
+        if wrong := wire.disagreement(answers, self.samples["answers"], spreads, edges):
             raise ArtifactError(
                 f"Model {self.folder} does not answer its self-test as it did when it was made ({wrong}); "
                 "serve it with the versions of torch and mtl-bento that it was made with, or package the run anew."
@@ -220,7 +221,7 @@ class Worker:
                 "kind": task.spec.kind,
                 **{key: value for key, value in task.card().items() if key not in spec},  # the classes
                 "metrics": metrics.get(task.name, {}),
-                "verdict": verdicts.get(task.name),
+                "verdicts": verdicts.get(task.name, {}),
                 "spec": spec,
             }
             for task, spec in zip(self.model.tasks, manifest["tasks"], strict=True)

@@ -9,13 +9,15 @@ Parquet where such a word is a value of its own.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
 import sys
 import uuid
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -91,9 +93,19 @@ def write(table: pa.Table, path: str | os.PathLike[str]) -> None:
     In text files lists and structs become JSON text, and bytes base64. Raises TableError for an unknown suffix, a
     folder, or a place that cannot be written.
     """
-    table = _with_folder(table, None)  # where it was read from is nobody else's concern
+    with writing(path) as put:
+        put(table)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[Callable[[pa.Table], None]]:
+    """Give a function that writes tables of one schema one below the other, as `write` writes one.
+
+    A file appears when the last is written, and not at all where an error ends it. Raises TableError as `write` does.
+    """
     if str(path) == STDOUT:
-        _write_csv(table, sys.stdout.buffer)
+        with _Texts(sys.stdout.buffer) as texts:
+            yield texts.put
         sys.stdout.buffer.flush()
         return
     target = Path(path)
@@ -105,10 +117,13 @@ def write(table: pa.Table, path: str | os.PathLike[str]) -> None:
     # A hidden neighbour, so that the rename stays on one disk and no reader ever sees half a file.
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with beside.open("wb") as file:
-            writer(table, file)
+        with beside.open("wb") as file, writer(file) as rows:
+            yield rows.put
         beside.replace(target)
     except OSError as error:
+        # What the caller does between two tables may fail as well, with files of its own.
+        if error.filename not in (None, str(beside)):
+            raise
         raise TableError(f"output: {str(target)!r} cannot be written ({error.strerror or error}).") from error
     finally:
         beside.unlink(missing_ok=True)
@@ -312,8 +327,15 @@ def _read_file(path: Path, role: str) -> pa.Table:
     reader = _READERS[_suffix(path, role, _READERS)] if path.is_file() else None
     if reader is None:
         raise TableError(f"{role}: {_not_a_file(path)}")
-    try:
+    with complaining(path, role):
         return reader(path, role)
+
+
+@contextlib.contextmanager
+def complaining(path: Path, role: str) -> Iterator[None]:
+    """Turn what reading a file fails with into a TableError."""
+    try:
+        yield
     except OSError as error:
         # Arrow's own complaints about a file's content are OSErrors too, without an errno.
         reason = error.strerror or str(error).splitlines()[0].rstrip(".")
@@ -343,12 +365,12 @@ def _read_text(delimiter: str) -> Callable[[Path, str], pa.Table]:
     def reader(path: Path, role: str) -> pa.Table:
         with pa.input_stream(str(path), compression="detect") as stream:
             content = stream.read_buffer()
-        _check_text(content, path, role)
+        check_text(content, path, role)
         try:
             table = _parse_text(content, delimiter)
             _check_encoding(table, path, role)
         except pa.ArrowInvalid as error:
-            raise TableError(f"{role}: {str(path)!r} {_text_complaint(str(error))}") from None
+            raise TableError(f"{role}: {str(path)!r} {text_complaint(str(error))}") from None
         except UnicodeDecodeError:  # from the line of names
             raise TableError(f"{role}: {str(path)!r} is not UTF-8 text; save it as UTF-8.") from None
         _check_delimiter(table, delimiter, path, role)
@@ -363,13 +385,18 @@ def _parse_text(content: pa.Buffer, delimiter: str) -> pa.Table:
         # One block: types are inferred from the first one only, and a late "n/k" in a column of numbers would fail.
         # No threads: only then does a ragged line come with its number.
         read_options=pacsv.ReadOptions(block_size=min(max(content.size, 1), 2**31 - 1), use_threads=False),
-        parse_options=pacsv.ParseOptions(
-            delimiter=delimiter,
-            newlines_in_values=True,
-            # In a table of one column an empty line is a row whose cell is missing.
-            ignore_empty_lines=not _has_one_column(content, delimiter),
-        ),
+        parse_options=parsing(content, delimiter),
         convert_options=pacsv.ConvertOptions(strings_can_be_null=True),
+    )
+
+
+def parsing(start: pa.Buffer, delimiter: str) -> pacsv.ParseOptions:
+    """Return how a text file is parsed that begins so."""
+    return pacsv.ParseOptions(
+        delimiter=delimiter,
+        newlines_in_values=True,
+        # In a table of one column an empty line is a row whose cell is missing.
+        ignore_empty_lines=not _has_one_column(start, delimiter),
     )
 
 
@@ -378,7 +405,8 @@ def _has_one_column(content: pa.Buffer, delimiter: str) -> bool:
     return bool(names) and delimiter.encode() not in names
 
 
-def _text_complaint(message: str) -> str:
+def text_complaint(message: str) -> str:
+    """Return what Arrow says of a text file in words that follow its name."""
     ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+)", message)
     if ragged:
         line = f"line {ragged[1]}" if ragged[1] else "a line"
@@ -399,7 +427,8 @@ _BINARY = {
 }
 
 
-def _check_text(content: pa.Buffer, path: Path, role: str) -> None:
+def check_text(content: pa.Buffer, path: Path, role: str) -> None:
+    """Raise TableError where a file begins as no text file does."""
     start = content.slice(0, min(content.size, 65536)).to_pybytes()
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise TableError(f"{role}: {str(path)!r} is UTF-16 text; save it as UTF-8.")
@@ -409,6 +438,23 @@ def _check_text(content: pa.Buffer, path: Path, role: str) -> None:
             f"{role}: {str(path)!r} holds binary data, not text{truly}; "
             "give it its true suffix, or save the table as CSV."
         )
+
+
+def checked_part(table: pa.Table, path: Path, role: str) -> pa.Table:
+    """Return some rows of a file as `read` gives the whole, but dictionaries as their values."""
+    _check_names(table.column_names, role)
+    table = _without_index(table)
+    for place, kind in enumerate(table.schema.types):
+        if pa.types.is_dictionary(kind):
+            name = table.column_names[place]
+            table = table.set_column(place, name, table.column(place).cast(kind.value_type))
+    if path.name.lower().endswith(_TEXTS):
+        _check_encoding(table, path, role)
+        _check_delimiter(table, "\t" if ".tsv" in path.name.lower() else ",", path, role)
+    return _with_folder(table, str(path.absolute().parent))
+
+
+_TEXTS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 def _check_encoding(table: pa.Table, path: Path, role: str) -> None:
@@ -435,8 +481,12 @@ def _read_parquet(path: Path, _role: str) -> pa.Table:
     # Not `read_table`: it takes folders called `a=b` on the way to the file for columns.
     with parquet.ParquetFile(path) as file:
         table = file.read()
-    index = [name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)]
-    return table.drop_columns(index)  # what pandas calls an index without a name: no column of the user's
+    return _without_index(table)
+
+
+def _without_index(table: pa.Table) -> pa.Table:
+    """Return a table without what pandas calls an index that has no name: no column of the user's."""
+    return table.drop_columns([name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)])
 
 
 def _read_arrow(path: Path, _role: str) -> pa.Table:
@@ -461,14 +511,76 @@ _READERS: dict[str, Callable[[Path, str], pa.Table]] = {
 }
 
 
-def _write_csv(table: pa.Table, file: IO[bytes], *, delimiter: str = ",") -> None:
-    text = pa.table([_as_text(column) for column in table.columns], names=table.column_names)
-    pacsv.write_csv(text, file, pacsv.WriteOptions(delimiter=delimiter))
+class _Rows(contextlib.ExitStack):
+    """Tables written to a file one below the other; the first decides the columns. A context manager."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self.file = file
+        self._writer: Any = None
+
+    def put(self, table: pa.Table) -> None:
+        """Write the rows of a table."""
+        table = self.shaped(_with_folder(table, None))  # where it was read from is nobody else's concern
+        if self._writer is None:
+            self._writer = self.enter_context(self.begin(table.schema))
+        self._writer.write_table(table)
+
+    def shaped(self, table: pa.Table) -> pa.Table:
+        """Return a table as the format holds it."""
+        return table
+
+    @abstractmethod
+    def begin(self, schema: pa.Schema) -> Any:
+        """Return Arrow's writer of tables of a schema."""
 
 
-def _write_gzip(table: pa.Table, file: IO[bytes], *, delimiter: str = ",") -> None:
-    with pa.CompressedOutputStream(pa.PythonFile(file), "gzip") as packed:
-        _write_csv(table, packed, delimiter=delimiter)
+class _Texts(_Rows):
+    """CSV, or with tabs between cells."""
+
+    delimiter = ","
+
+    def shaped(self, table: pa.Table) -> pa.Table:
+        return pa.table([_as_text(column) for column in table.columns], names=table.column_names)
+
+    def begin(self, schema: pa.Schema) -> Any:
+        return pacsv.CSVWriter(self.file, schema, write_options=pacsv.WriteOptions(delimiter=self.delimiter))
+
+
+class _Packed(_Texts):
+    """The same through gzip."""
+
+    def begin(self, schema: pa.Schema) -> Any:
+        self.file = self.enter_context(pa.CompressedOutputStream(pa.PythonFile(self.file), "gzip"))
+        return super().begin(schema)
+
+
+class _Tabs(_Texts):
+    delimiter = "\t"
+
+
+class _PackedTabs(_Packed):
+    delimiter = "\t"
+
+
+class _Parquet(_Rows):
+    def begin(self, schema: pa.Schema) -> Any:
+        return parquet.ParquetWriter(self.file, schema)
+
+
+class _Arrow(_Rows):
+    """An Arrow file, which is what Feather is since its second version."""
+
+    compression: str | None = None
+
+    def begin(self, schema: pa.Schema) -> Any:
+        # A file holds one dictionary a column.
+        options = pa.ipc.IpcWriteOptions(compression=self.compression, unify_dictionaries=True)
+        return pa.ipc.new_file(self.file, schema, options=options)
+
+
+class _Feather(_Arrow):
+    compression = "lz4"
 
 
 def _as_text(values: pa.ChunkedArray) -> pa.Array:
@@ -484,12 +596,12 @@ def _as_text(values: pa.ChunkedArray) -> pa.Array:
     return cells
 
 
-_WRITERS: dict[str, Callable[[pa.Table, IO[bytes]], None]] = {
-    ".csv": _write_csv,
-    ".csv.gz": _write_gzip,
-    ".tsv": lambda table, file: _write_csv(table, file, delimiter="\t"),
-    ".tsv.gz": lambda table, file: _write_gzip(table, file, delimiter="\t"),
-    ".parquet": parquet.write_table,
-    ".feather": feather.write_feather,
-    ".arrow": lambda table, file: feather.write_feather(table, file, compression="uncompressed"),
+_WRITERS: dict[str, type[_Rows]] = {
+    ".csv": _Texts,
+    ".csv.gz": _Packed,
+    ".tsv": _Tabs,
+    ".tsv.gz": _PackedTabs,
+    ".parquet": _Parquet,
+    ".feather": _Feather,
+    ".arrow": _Arrow,
 }

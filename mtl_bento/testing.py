@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
@@ -57,6 +58,8 @@ TOLERANCE = 1e-12
 """How far float64 results may lie apart that should be equal, relative to the larger of 1 and the value."""
 SINGLE = 1e-4
 """How far float32 results of a backbone may lie apart that should be equal."""
+CALIBRATED_ROWS = 200
+"""Rows at least that a task is calibrated on in a check."""
 STEPS = 12
 """Steps of training in a check."""
 WIDTHS, DEPTHS = (8, 5, 12, 7), (3, 2, 1, 1)
@@ -201,6 +204,7 @@ def check_task(
     A row without a label counts for nothing, a batch of them gives loss 0 and no gradient; weights have the effect of
     repeated rows; members do not see each other; answers are judged as they were trained, are labels in columns and
     JSON in rows, and are scored alike from arrays and from columns; `fit` refuses labels that teach nothing.
+    Calibrated on out-of-fold answers it keeps all of that, and what rows without label or weight say does not matter.
 
     Args:
         task: the spec as a user writes it, not yet fitted.
@@ -213,8 +217,8 @@ def check_task(
     fitted = check_spec(task_class.fit(task, cells), TASKS)
     inputs = pa.table({"": pa.nulls(len(cells))}) if table is None else table
 
-    def placed(n_rows: int) -> Task[Any]:
-        built: Task[Any] = task_class(fitted)
+    def placed(n_rows: int, spec: TaskSpec = fitted) -> Task[Any]:
+        built: Task[Any] = task_class(spec)
         return built.place(inputs.slice(0, n_rows), columns)
 
     built = placed(len(cells))
@@ -230,6 +234,12 @@ def check_task(
     _check_losses(built, targets)
     _check_judged(built, targets)
     _check_answers(built, placed, cells)
+    learned = _check_calibration(built, targets)
+    again = placed(len(cells), learned)
+    _check_losses(again, targets)
+    _check_judged(again, targets)
+    _check_answers(again, partial(placed, spec=learned), cells)
+    _check_coverage(again, cells)
 
 
 def check_weighting(weighting: type[WeightingSpec] | WeightingSpec, *others: WeightingSpec) -> None:
@@ -533,12 +543,13 @@ def _check_restacked(whole: Stack, order: Sequence[Member], dataset: Dataset) ->
 def _check_prediction(stack: Stack, dataset: Dataset) -> None:
     """Compare answers of trained members, put together anew for prediction, with those of each alone."""
     blocks = [block.unsqueeze(0) for block in dataset.blocks]
+    margins = None if dataset.margins is None else dataset.margins.unsqueeze(0)
     trained = [stack.trained(k) for k in range(len(stack.members))]
     for places, network in stacks(trained, dataset.inputs, dataset.tasks):
-        together = network.to(dataset.dtype).answers(blocks)
+        together = network.to(dataset.dtype).answers(blocks, margins)
         for row, k in enumerate(places):
             ((_, single),) = stacks([trained[k]], dataset.inputs, dataset.tasks)
-            for answer, alone in zip(together, single.to(dataset.dtype).answers(blocks), strict=True):
+            for answer, alone in zip(together, single.to(dataset.dtype).answers(blocks, margins), strict=True):
                 _promise(_finite(answer), "answers must be finite")
                 _close(answer[row], alone[0], f"member {k} must answer in a stack as it does alone")
 
@@ -812,6 +823,54 @@ def _check_answers(task: Task[Any], placed: Callable[[int], Task[Any]], cells: p
     empty = task.empty(targets)
     _promise(empty.dtype == torch.bool and empty.shape == task.known(targets).shape, "`empty` must say yes or no a row")
     json.dumps(task.card(), allow_nan=False)
+
+
+def _check_calibration(task: Task[Any], targets: Tensor) -> TaskSpec:
+    """Check what `calibrate` learns of rows whose answers know a little of their labels; return the calibrated spec."""
+    times = -(-CALIBRATED_ROWS // len(targets))
+    many = targets.repeat(times, *[1] * (targets.dim() - 1))
+    known = task.known(many)
+    outputs = 2 * _random(1, 1, len(many), *_head_shape(task, targets))
+    answers = task.activate(outputs)[0, 0].float().numpy()
+    spec: TaskSpec = task.calibrate(answers, many).spec
+    _promise(TASKS.parse(json.loads(spec.model_dump_json())) == spec, "a calibrated spec must survive JSON")
+    before, after = task.spec.model_dump(), spec.model_dump()
+    others = sorted(name for name in before.keys() - set(task.learned) if before[name] != after[name])
+    _promise(not others, f"`calibrate` must set only what `learned` names, not {others}")
+    _promise(all(before[name] is None for name in task.learned), "what is `learned` must be None before calibration")
+
+    def same(other: Task[Any], what: str) -> None:
+        _promise(other.spec == spec, f"{what}: {spec!r} became {other.spec!r}")
+
+    same(task.calibrate(answers, many, np.ones(len(many))), "weights of 1 must count as none")
+    same(type(task)(spec).calibrate(answers, many), "an earlier calibration must be replaced")
+    weights = known.double().numpy()
+    same(task.calibrate(answers, many, weights), "a row without a label must count for nothing")
+    odd = np.where(known.numpy()[:, None], answers, task.activate(9 * outputs)[0, 0].float().numpy())
+    same(task.calibrate(odd, many), "the answer to a row without a label must not matter")
+    more = np.concatenate([answers, answers[::-1]]), torch.cat([many, many]), np.repeat([1.0, 0.0], len(many))
+    same(task.calibrate(*more), "a row of weight 0 must count for nothing")
+    none = task.calibrate(answers[:0], many[:0])
+    few = [name for name in ("set", "value") if name in none.edges()]
+    _promise(not few, f"nothing can be learned of no rows, but there is an edge of {few}")
+    for held in (none, task.calibrate(answers, many)):
+        _promise(all(isinstance(note, str) and note for note in held.notes()), "`notes` must be sentences")
+        json.dumps(held.card(), allow_nan=False)
+    return spec
+
+
+def _check_coverage(task: Task[Any], cells: pa.ChunkedArray) -> None:
+    """Check that intervals and sets are read from the columns, and hold what is answered."""
+    outputs = _random(1, 1, len(cells), *_head_shape(task, torch.from_numpy(task.encode(cells)))).float()
+    answers = task.activate(outputs)[0, 0].numpy()
+    table = {task.name: task.values(answers), **{f"{task.name}__{k}": v for k, v in task.columns(answers).items()}}
+    columns = {name: pa.chunked_array([column]) for name, column in table.items()}
+    found = task.covered(columns, task.truth(pa.chunked_array([table[task.name]])))
+    if found is not None:
+        _promise(0 < found.level < 1, f"the level must be a share of the rows, not {found.level}")
+        sizes = {found.held.shape, found.size.shape}
+        _promise(sizes == {(len(cells),)}, f"`covered` must say something of each row, not {sizes}")
+        _promise(bool(found.held.all()), "an interval or set must hold the value that is answered")
 
 
 def _check_drawn(column: Column) -> None:

@@ -256,9 +256,11 @@ class Cohort:
 
     def _outputs(self, dataset: Dataset, index: Tensor) -> list[Tensor]:
         """Return outputs [K, M, B, O] of each task for rows [K or 1, B]."""
+        margins = dataset.margins_of(index, self.network)
         if self.unfolded is None:
-            return self.network.outputs(self.network.unfold(dataset.inputs_of(index)))
-        return self.network.outputs([tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded])
+            return self.network.outputs(self.network.unfold(dataset.inputs_of(index)), margins)
+        unfolded = [tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded]
+        return self.network.outputs(unfolded, margins)
 
     def _step(self, dataset: Dataset, index: Tensor) -> None:
         outputs = self._outputs(dataset, index)

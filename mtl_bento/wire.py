@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mtl_bento.columns._base import Column
+from mtl_bento.columns.categorical import text_of
 from mtl_bento.errors import MtlBentoError, RequestError, SchemaError, listing, nearest
 from mtl_bento.schema import Schema
 from mtl_bento.table import cell_error, folder_of, plain, type_error
@@ -346,28 +347,54 @@ def _spelled(cell: str | None) -> Any:
 def answer_model(examples: Mapping[str, Any]) -> type[BaseModel]:
     """Return the model of one answer for the API's documentation: an object a target, with an example of each."""
     fields: dict[str, Any] = {
-        f"t{place}": (dict[str, Any], Field(alias=name, title=name, examples=[example]))
+        f"t{place}": (
+            dict[str, Any],
+            Field(alias=name, title=name, description=_fields_in_words(example), examples=[example]),
+        )
         for place, (name, example) in enumerate(examples.items())
     }
     return create_model("Answer", __config__=ConfigDict(protected_namespaces=()), **fields)
 
 
+_FIELDS = {
+    "value": "the answer",
+    "probability": "how likely the value is",
+    "probabilities": "how likely each label is (the ten likeliest where there are more)",
+    "set": "the labels among which the true one is, as often as GET /model says",
+    "lower": "the end below of an interval that holds the truth as often as GET /model says",
+    "upper": "the end above",
+}
+"""What the fields of an answer are, by name."""
+
+
+def _fields_in_words(example: Mapping[str, Any]) -> str:
+    return "; ".join(f"`{name}`: {_FIELDS[name]}" for name in example if name in _FIELDS)
+
+
 def disagreement(
-    answers: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]], spreads: Mapping[str, float]
+    answers: Sequence[Mapping[str, Any]],
+    expected: Sequence[Mapping[str, Any]],
+    spreads: Mapping[str, float],
+    edges: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str | None:
     """Return where two lists of answers lie further apart than the project promises, or None.
 
     Probabilities may differ by 1e-5, numbers by 1e-5 of (their size + the target's spread in training), labels only
-    where the two likeliest are equally likely. `spreads` holds the standard deviation of each target that is a number.
+    where the two likeliest are equally likely, or one lies at the threshold from which on it is answered. `spreads`
+    holds the standard deviation of each target that is a number, `edges` the thresholds of targets that have some,
+    as `Task.edges` says them.
     """
+    edges = edges or {}
     if len(answers) != len(expected):
         return f"{len(answers)} answers for {len(expected)} rows"
     for row, (got, wanted) in enumerate(zip(answers, expected, strict=True)):
         if got.keys() != wanted.keys():
             return f"row {row}: targets {listing(got)} instead of {listing(wanted)}"
         for target, answer in wanted.items():
+            edge = edges.get(target, {})
             for path, one, other in _pairs(got[target], answer):
-                if not _alike(path, one, other, spreads.get(target, 0.0)) and not _tied(path, answer):
+                alike = _alike(path, one, other, spreads.get(target, 0.0))
+                if not alike and not _tied(path, answer, got[target], edge):
                     return f"row {row}, target {target!r}: {path} is {one!r} instead of {other!r}"
     return None
 
@@ -394,8 +421,21 @@ def _alike(path: str, one: Any, other: Any, spread: float) -> bool:
     return bool(abs(one - other) <= slack)
 
 
-def _tied(path: str, answer: Mapping[str, Any]) -> bool:
-    """Return whether a label, of a cell where the answer is a grid, may as well be another; or whether there is one."""
+def _tied(path: str, answer: Mapping[str, Any], got: Mapping[str, Any], edge: Mapping[str, float]) -> bool:
+    """Return whether a label, of a cell where the answer is a grid, may as well be another; or whether there is one.
+
+    Of a prediction set: whether each label that only one of the two has lies at the edge, or may be the value.
+    """
+    if path.startswith("set"):
+        shares = answer["probabilities"]
+        differing = {text_of(label) for label in [*got["set"], *answer["set"]]}
+        differing -= {text_of(label) for label in got["set"] if label in answer["set"]}
+        near = [abs(shares.get(label, math.inf) - edge.get("set", math.inf)) <= TOLERANCE for label in differing]
+        return (bool(near) and all(near)) or (got["value"] != answer["value"] and _tied("value", answer, got, edge))
+    if "value" in edge:
+        # At the threshold the value may be either label; its probability is then the other's.
+        near = [abs(share - edge["value"]) <= TOLERANCE for share in answer["probabilities"].values()]
+        return any(near) and (path == "value" or (path == "probability" and got["value"] != answer["value"]))
     if not re.fullmatch(r"(value|box)(\[\d+\])*", path):
         return False
     if "probabilities" not in answer:

@@ -11,9 +11,9 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from mtl_bento.errors import RunError, SpecError
+from mtl_bento.errors import RunError, SpecError, listing, nearest
 from mtl_bento.network import positional_trunks
-from mtl_bento_search.config import DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
+from mtl_bento_search.config import CHOOSING, DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.features import FOLDER, FeatureCache
@@ -28,6 +28,7 @@ from mtl_bento_search.sitting import Sitting
 from mtl_bento_search.space import Space
 from mtl_bento_search.storage import answering, claim, open_storage, own_study, without_password
 from mtl_bento_search.study import Driver, make_sampler
+from mtl_bento_search.tensorboard import TensorBoard
 from mtl_bento_search.tuning import tune_process
 
 SAID = 8
@@ -54,6 +55,7 @@ def search(
     callbacks: Sequence[Callback] = (),
     config: Config | None = None,
     progress: Progress | None = None,
+    tensorboard: str | Path | None = None,
     started: float | None = None,
     **options: Any,
 ) -> Run:
@@ -76,6 +78,7 @@ def search(
             before its driver was killed.
         config: a whole spec (`load_config("mtl.yaml")`); other arguments come before it.
         progress: told what happens.
+        tensorboard: a folder for scalars of each trial, as TensorBoard draws them; needs the extra `tensorboard`.
         started: the `time.monotonic()` from which the timeout counts; now by default.
         options: other keys of mtl.yaml (`inputs`, `ignore`, `split`, `sample_weight`, `search`).
 
@@ -87,6 +90,8 @@ def search(
         raise SpecError(f"executor {executor!r} is not known; allowed: local.")
     if spec.data is None and data is None:
         raise SpecError("There is no data; give a table.")
+    if tensorboard is not None:
+        callbacks = [*callbacks, TensorBoard(tensorboard)]
     progress = progress or Progress()
     source = data if data is not None else spec.data.train if isinstance(spec.data, DataSpec) else spec.data
     place = Path(out) if out is not None else Path("runs") / table_name(source)
@@ -107,6 +112,7 @@ def search(
         ) from None
     folder = Folder(place)
     make_space(problem, spec)  # raises before anything is written
+    check_groups(spec.groups, problem.names)
     with folder.locked(), answering(storage):
         return _searched(spec, problem, folder, storage, sampler, pruner, callbacks, progress, started)
 
@@ -162,6 +168,21 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
     )
 
 
+def check_groups(groups: Sequence[Sequence[str]] | None, names: Sequence[str]) -> None:
+    """Raise SpecError where `groups` names what is no target, a target twice, or leaves one out."""
+    if groups is None:
+        return
+    named = [name for group in groups for name in group]
+    if unknown := [name for name in named if name not in names]:
+        raise SpecError(
+            f"groups: {unknown[0]!r} is no target{nearest(unknown[0], names) or '.'} Targets: {listing(names)}."
+        )
+    if twice := [name for name in names if named.count(name) > 1]:
+        raise SpecError(f"groups: {twice[0]!r} is named twice; every target belongs to one group.")
+    if missing := [name for name in names if name not in named]:
+        raise SpecError(f"groups: {missing[0]!r} is in no group; add it, alone as [{missing[0]}] where it shares none.")
+
+
 def _searched(
     spec: Config,
     problem: Problem,
@@ -212,7 +233,7 @@ def _searched(
         sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)
         with sitting.interruptible():
             driver = _trials(sitting, spec, study, own_sampler=sampler is None, callbacks=callbacks)
-            result = _ended(driver, written)
+            result = _ended(driver, written, spec)
     write_report(folder.path, result, study)
     return Run(folder.path, storage=held)
 
@@ -243,7 +264,7 @@ def _trials(
         references = obtain(sitting)
         losses = dict(zip(sitting.problem.names, references.single_losses.tolist(), strict=True))
         study.set_user_attr("single_task_losses", losses)
-    driver = Driver(sitting, study, references, own_sampler=own_sampler, callbacks=callbacks)
+    driver = Driver(sitting, study, references, own_sampler=own_sampler, callbacks=callbacks, halved=spec.search.trees)
     with clock.phase("search"):
         sitting.progress.phase("search")
         driver.search(n_trials=spec.search.n_trials)
@@ -251,15 +272,16 @@ def _trials(
     return driver
 
 
-def _ended(driver: Driver, written: dict[str, Any]) -> dict[str, Any]:
+def _ended(driver: Driver, written: dict[str, Any], spec: Config) -> dict[str, Any]:
     """Return the result: the one that stands where nothing new was tried, else choose, test and write."""
     held: dict[str, Any] | None = driver.sitting.folder.read_result()
-    if held is not None and held["trials"]["total"] == driver.n_told():
+    chosen = spec.search.model_dump(include=CHOOSING)
+    if held is not None and held["trials"]["total"] == driver.n_told() and held["chosen_by"] == chosen:
         driver.sitting.progress.say(
             "Nothing new was tried since the last result; it stands. Raise --n-trials or --timeout for more."
         )
         return held
-    return finish(driver, written)
+    return finish(driver, written, spec)
 
 
 def pick_device(name: str) -> torch.device:
@@ -277,7 +299,7 @@ def pick_device(name: str) -> torch.device:
 
 def written_spec(spec: Config, problem: Problem, identity: dict[str, str], storage: str | None) -> dict[str, Any]:
     """Return the spec as a run keeps it: what was understood, without totals, paths and passwords, and the hashes."""
-    data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout"}})
+    data = spec.model_dump(mode="json", exclude={"data": True, "search": {"n_trials", "timeout", *CHOOSING}})
     # What was learned from the labels (levels, means) follows from the data, whose hash is kept.
     data["targets"] = {
         t.name: {**target_options(t.name, spec.targets[t.name]), "kind": t.spec.kind} for t in problem.tasks

@@ -30,13 +30,13 @@ MATRICES = ("data", "first", "second", "best")
 def save_members(path: Path, members: Sequence[Trained], info: dict[str, Any]) -> None:
     """Write trained members and what else is known of them (JSON), beside and renamed."""
     tensors = {f"{i}.{name}": tensor for i, m in enumerate(members) for name, tensor in m.state.items()}
-    _write(path, tensors, {"specs": [m.spec.model_dump(mode="json") for m in members], "info": info})
+    write(path, tensors, {"specs": [m.spec.model_dump(mode="json") for m in members], "info": info})
 
 
 def load_members(path: Path) -> tuple[list[Trained], dict[str, Any]]:
     """Return trained members and their info; raises RunError where the file is missing or damaged."""
-    tensors, header = _read(path)
-    by_member = _grouped(tensors)
+    tensors, header = read(path)
+    by_member = grouped(tensors)
     specs = [NetworkSpec.model_validate(spec) for spec in header["specs"]]
     return [Trained(spec, by_member.get(str(i), {})) for i, spec in enumerate(specs)], header["info"]
 
@@ -54,13 +54,13 @@ def save_round(path: Path, packed: Sequence[tuple[Sequence[int], Stack]], info: 
             for matrix in matrices:
                 tensors |= {f"{s}/{k}/{matrix}.{name}": held for name, held in state.tensors[matrix].items()}
         stacks.append({"places": list(places), **_plain(stack)})
-    _write(path, tensors, {"stacks": stacks, "info": info})
+    write(path, tensors, {"stacks": stacks, "info": info})
 
 
 def load_round(path: Path) -> tuple[list[tuple[list[int], Stack]], dict[str, Any]]:
     """Return the stacks of a round and its info; raises RunError where the file is missing or damaged."""
-    tensors, header = _read(path)
-    by_matrix = _grouped(tensors)
+    tensors, header = read(path)
+    by_matrix = grouped(tensors)
     packed = []
     for s, data in enumerate(header["stacks"]):
         states = tuple(
@@ -94,7 +94,7 @@ def _plain(stack: Stack) -> dict[str, Any]:
     }
 
 
-def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return tensors by the part of their name before the first dot, under the rest of it."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -103,7 +103,7 @@ def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """Write a safetensors file from the tensors where they lie: the library would copy them twice, one by one."""
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     # Wide numbers first, as the library does: every tensor then begins at a multiple of its item's size.
@@ -131,7 +131,8 @@ def _dtype(array: np.ndarray) -> str:
     return "BOOL" if kind == "b" else f"{kind.upper()}{array.itemsize * 8}"
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the header of a safetensors file; raises RunError where it is missing or damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata()

@@ -1,4 +1,4 @@
-"""The search's commands: inspect, search, report, evaluate, example. Each parses, calls one function, prints."""
+"""The search's commands: inspect, search, report, evaluate, compare, example. Each parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from mtl_bento.artifact import write_file
 from mtl_bento.cli import STARTED
 from mtl_bento.errors import SpecError, listing, nearest
 from mtl_bento_search.api import search
+from mtl_bento_search.compare import comparison
 from mtl_bento_search.config import Config, DataSpec, load_config, parse_targets, seconds, target_options
 from mtl_bento_search.evaluation import evaluate, judged
 from mtl_bento_search.examples import EXAMPLES
@@ -34,6 +35,7 @@ from mtl_bento_search.progress import Progress, Terminal, clock_text, wide_conso
 from mtl_bento_search.protocol import looks_like_split
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import REPORT, Folder, Run
+from mtl_bento_search.verdict import NOUNS, OPPONENTS, RULE, SAME, WORSE, told
 
 YAML = (".yaml", ".yml")
 
@@ -161,6 +163,13 @@ def _write_yaml(
 @click.option("--storage", help="An Optuna storage URL; a journal file in the run folder by default.")
 @click.option("--executor", default="local", show_default=True, help="Where networks train.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of every random draw. [default: 0]")
+@click.option("--no-trees", is_flag=True, help="Tune no trees, neither to compare with nor to serve.")
+@click.option("--members", type=click.Choice(["all", "networks"]), help="What may serve. [default: all]")
+@click.option("--max-members", type=click.IntRange(1, 64), help="Configurations that may serve a task. [default: 8]")
+@click.option(
+    "--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Most that one row, and 64, may take to answer."
+)
+@click.option("--tensorboard", metavar="DIR", help="Write each trial's scalars for `tensorboard --logdir DIR`.")
 @_json
 @_quiet
 def search_command(
@@ -177,6 +186,11 @@ def search_command(
     storage: str | None,
     executor: str,
     seed: int | None,
+    no_trees: bool,
+    members: str | None,
+    max_members: int | None,
+    max_latency_ms: float | None,
+    tensorboard: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -194,6 +208,11 @@ def search_command(
         options["split"] = {"kind": "column", "column": split_column}
     if ignore:
         options["ignore"] = list(ignore)
+    chosen = {"members": members, "max_members": max_members, "max_latency_ms": max_latency_ms}
+    chosen |= {"trees": False} if no_trees else {}
+    if given := {key: value for key, value in chosen.items() if value is not None}:
+        held = config.search.model_dump(exclude_unset=True) if config is not None else {}
+        options["search"] = {**held, **given}
     data = None if config is not None else table
     wanted = _targets(table, config, targets)
     console = Console(stderr=True)
@@ -212,6 +231,7 @@ def search_command(
         seed=seed,
         config=config,
         progress=shown,
+        tensorboard=tensorboard,
         started=STARTED,
         **options,
     )
@@ -237,14 +257,17 @@ def show_result(run: Run) -> None:
     """Print what a run found, where the report lies, and what to type next."""
     result, console = run.result, wide_console()
     grid = Table(title=f"Test: {result['rows']['test']:,} locked rows", title_justify="left")
-    for heading in ("task", "metric", "ours", "single-task", "better by (95 % interval)", "verdict"):
+    opponents = told(result["tasks"])
+    for heading in ("task", "metric", "ours", *(f"against {OPPONENTS[arm]}" for arm in opponents)):
         grid.add_column(heading, overflow="fold")
     for task in result["tasks"]:
-        figures = [_figure(task[key]) for key in ("ours", "single_task", "difference")]
-        same = task["served_by"] == task["compared_with"]
-        better = "same network" if same else f"{figures[2]} ({_figure(task['lower'])} to {_figure(task['upper'])})"
-        grid.add_row(escape(task["task"]), task["metric"], *figures[:2], better, task["verdict"])
+        against = [_against(task["against"].get(arm)) for arm in opponents]
+        grid.add_row(escape(task["task"]), task["metric"], _figure(task["ours"]), *against)
     console.print(grid)
+    for line in _losing(result["tasks"], opponents):
+        click.echo(line)
+    if opponents:
+        console.print(RULE, style="dim", highlight=False)
     trials, phases = result["trials"], result["phases_s"]
     total = sum(phases.values()) or 1.0
     click.echo(
@@ -261,6 +284,36 @@ def show_result(run: Run) -> None:
     click.echo(f"Next:   mtl-bento package {shlex.quote(str(run.folder))}")
 
 
+def _against(held: dict[str, Any] | None) -> str:
+    """Return what the test says against an opponent: its figure and the verdict, and the difference below."""
+    if held is None:
+        return "-"
+    first = f"{_figure(held['value'])} {held['verdict']}"
+    if held["verdict"] == SAME or held["difference"] is None:
+        return first
+    second = f"{_signed(held['difference'])} ({_signed(held['lower'])} to {_signed(held['upper'])})"
+    least = "" if held["smallest"] is None else f", could show {_figure(held['smallest'])}"
+    return f"{first}{least}\n{second}"
+
+
+def _losing(records: list[dict[str, Any]], opponents: list[str]) -> list[str]:
+    """Return a line for each opponent that is better on some task: which, and by how much."""
+    lines = []
+    for arm in opponents:
+        worse = [
+            f"{r['task']} by {_figure(-held['difference'])} ({_figure(-held['upper'])} to {_figure(-held['lower'])})"
+            for r in records
+            if (held := r["against"].get(arm)) is not None and held["verdict"] == WORSE
+        ]
+        if worse:
+            lines.append(f"{NOUNS[arm][:1].upper()}{NOUNS[arm][1:]} are better on " + ", ".join(worse) + ".")
+    return lines
+
+
+def _signed(value: float | None) -> str:
+    return _figure(value) if value is None or value < 0 else f"+{_figure(value)}"
+
+
 def _figure(value: float | None) -> str:
     if value is None:
         return "-"
@@ -270,19 +323,27 @@ def _figure(value: float | None) -> str:
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser.")
+@click.option(
+    "--trials", metavar="FILE", help="Write all trials as a table too (CSV by its suffix, or `-`; Parquet ...)."
+)
 @_quiet
-def report_command(run: Path, opens: bool, quiet: bool) -> None:
+def report_command(run: Path, opens: bool, trials: str | None, quiet: bool) -> None:
     """Write the HTML report of a RUN again.
 
     \b
     Example:
       mtl-bento report runs/flights --open
+      mtl-bento report runs/flights --trials trials.csv
     """
     held = Run(run)
+    if trials is not None:
+        tables.write(held.trials(), trials)
     with Folder(held.folder).writing():
         path = write_report(held.folder, held.result, held.study)
     if not quiet:
-        click.echo(str(path))
+        if trials is not None and trials != tables.STDOUT:
+            click.echo(f"All trials: {trials}", err=True)
+        click.echo(str(path), err=trials == tables.STDOUT)
     if opens:
         webbrowser.open(path.resolve().as_uri())
 
@@ -310,7 +371,38 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
             grid.add_column(heading, overflow="fold")
         for r in records:
             spread = f"{_figure(r['lower'])} to {_figure(r['upper'])}"
-            grid.add_row(escape(r["task"]), r["metric"], _figure(r["value"]), spread, f"{r['n']:,}")
+            metric = f"coverage (aim {r['level']:g})" if "level" in r else r["metric"]
+            grid.add_row(escape(r["task"]), metric, _figure(r["value"]), spread, f"{r['n']:,}")
+        wide_console().print(grid)
+
+
+@click.command("compare")
+@click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--data", metavar="TABLE", help="The table of both, needed where a target is a grid or tags.")
+@_json
+@_quiet
+def compare_command(first: Path, second: Path, data: str | None, as_json: bool, quiet: bool) -> None:
+    """Say, task by task, whether the second RUN is better than the first on the locked test rows of both.
+
+    Both must have learned from one table, with the same rows locked.
+
+    \b
+    Example:
+      mtl-bento compare runs/flights runs/flights-longer
+    """
+    records = comparison(first, second, data=data)
+    if as_json:
+        _print_json({"first": str(first), "second": str(second), "tasks": records})
+    elif not quiet:
+        title = f"first: {first}, second: {second}, on the locked rows of both"
+        grid = Table(title=escape(title), title_justify="left")
+        for heading in ("task", "rows", "metric", "first", "second", "second better by (95 % interval)", "verdict"):
+            grid.add_column(heading, overflow="fold")
+        for r in records:
+            figures = (_figure(r["first"]), _figure(r["second"]))
+            better = f"{_figure(r['difference'])} ({_figure(r['lower'])} to {_figure(r['upper'])})"
+            grid.add_row(escape(r["task"]), f"{r['n_test']:,}", r["metric"], *figures, better, r["verdict"])
         wide_console().print(grid)
 
 

@@ -71,6 +71,10 @@ def _listed(value: Any) -> Any:
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
+CHOOSING = {"trees", "members", "max_members", "max_latency_ms"}
+"""Fields of a search that trials know nothing of: another choice of what serves is the same run, tested once more."""
+
+
 class SearchSpec(Spec):
     """How long and where to search."""
 
@@ -83,6 +87,14 @@ class SearchSpec(Spec):
     """Kinds of loss weighting to choose from; the first is the default."""
     head: Annotated[Words, Field(min_length=1)] = ("conv", "dense")
     """Kinds of head to choose from where tasks answer by position; the first is the default."""
+    trees: bool = True
+    """Whether trees are tuned for each task, to compare with and to serve where they are better."""
+    members: Literal["all", "networks"] = "all"
+    """What may serve: networks alone leave trees as something to compare with."""
+    max_members: Annotated[int, Field(ge=1, le=64)] = 8
+    """Configurations that may answer for a task together."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Most that a request may take in the served model, of one row and of 64, measured on this machine."""
     space: dict[str, Domain] = {}
     """Narrows or fixes searched parameters, and sets fixed ones, by name."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -127,6 +139,8 @@ class Config(Spec):
     sample_weight: str | None = None
     """A column of row weights."""
     split: SplitSpec = SplitSpec()
+    groups: tuple[tuple[str, ...], ...] | None = None
+    """Which tasks share a network: every target once. None lets the search propose and validation decide."""
     search: SearchSpec = SearchSpec()
 
 

@@ -16,12 +16,16 @@ from mtl_bento.model import Model
 from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento_search import metrics
+from mtl_bento_search.coverage import coverage_of_columns
 
 
 def evaluate(
     predict: Any, tasks: Sequence[Task[Any]], data: Any, *, inputs: Sequence[Column] = ()
 ) -> list[dict[str, Any]]:
     """Return one record per task and metric: task, kind, metric, value, lower, upper, n.
+
+    Where answers come with intervals or prediction sets, one more has the metric "coverage": the share that holds the
+    truth, beside the `level` aimed at and their mean `size`.
 
     Args:
         predict: a function from an Arrow table to one with the columns of `output="full"`.
@@ -59,8 +63,9 @@ def _judge(task: Task[Any], labels: pa.ChunkedArray, columns: dict[str, pa.Chunk
     for name in names:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
-            low, high = metrics.interval(name, truth, scored)
-            value = metrics.measure(name, truth, scored)
+            seen = metrics.read(name, task, scored)
+            low, high = metrics.interval(name, truth, seen)
+            value = metrics.measure(name, truth, seen)
         records.append(
             {
                 "task": task.name,
@@ -72,6 +77,8 @@ def _judge(task: Task[Any], labels: pa.ChunkedArray, columns: dict[str, pa.Chunk
                 "n": int(metrics.known_rows(truth).sum()),
             }
         )
+    if (covered := coverage_of_columns(task, columns, truth)) is not None:
+        records.append({**covered, "kind": task.spec.kind, "metric": "coverage"})
     return records
 
 

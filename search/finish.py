@@ -5,7 +5,9 @@ Letters: T tasks, B test rows, O numbers of an answer.
 
 from __future__ import annotations
 
+import math
 import platform
+import time
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,117 +22,123 @@ from optuna.trial import TrialState
 
 from mtl_bento.columns._base import COLUMNS
 from mtl_bento.encoders._base import ENCODERS, kind_of
+from mtl_bento.forest import Forest
 from mtl_bento.heads._base import HEADS
 from mtl_bento.model import Model
 from mtl_bento.network import Trained
 from mtl_bento.registry import Registry
-from mtl_bento.tasks._base import TASKS
+from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search import metrics, select
-from mtl_bento_search.finals import single_task_candidates
+from mtl_bento_search.arms import Arm, Arms, latency_ms, sizes_tried, too_slow
+from mtl_bento_search.config import CHOOSING, Config
+from mtl_bento_search.coverage import calibrated, coverage
+from mtl_bento_search.explain import out_of_fold_importance
+from mtl_bento_search.finals import Finals, gather, grow
+from mtl_bento_search.oof import write_predictions
 from mtl_bento_search.problem import Problem
-from mtl_bento_search.run import MODEL
-from mtl_bento_search.select import Choice
+from mtl_bento_search.run import MODEL, RESULT_VERSION, plain
+from mtl_bento_search.select import NETWORKS, Choice
 from mtl_bento_search.shown import shown
-from mtl_bento_search.study import Driver
+from mtl_bento_search.study import FINALS_SHARE, Driver
+from mtl_bento_search.trees import Trees
+from mtl_bento_search.verdict import verdicts
 
+MOST_TREE_TRIALS = 30
+"""Configurations of trees that are tried a task where the number of trials bounds the search."""
 MIN_FOR_IMPORTANCE = 30
 """Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
 
 
-def served(problem: Problem, choice: Choice) -> list[np.ndarray]:
-    """Return what is served for each task on the locked rows, [B, O] each; nothing where there are none."""
-    rows = problem.protocol.test
-    if not len(rows):
-        return []
-    each = select.answers_by_member(choice.members, problem.dataset, rows)
-    return [np.einsum("k,kbo->bo", share, held) for share, held in zip(choice.blend, each, strict=True)]
+def test(problem: Problem, arms: dict[str, Arm], tasks: Sequence[Task[Any]]) -> list[dict[str, Any]]:
+    """Score what is served and what else a user could have had on the locked rows; return one record per task.
 
+    Arms are compared by their answers as they are; "metrics" and "coverage" are those of the calibrated tasks.
 
-def test(problem: Problem, choice: Choice, ours: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Score what is served [B, O] a task, and single-task networks, on the locked rows; return one record per task."""
+    Args:
+        problem: whose test rows are scored.
+        arms: their answers on the test rows.
+        tasks: as they are served, calibrated.
+    """
     rows = problem.protocol.test
     if not len(rows):
         return []
     dataset = problem.dataset
-    singles = [select.answers(c.members, dataset, rows)[t] for t, c in enumerate(choice.single)]
     weights = None if dataset.weights is None else dataset.weights.cpu().numpy()[rows]
-    records = []
-    for t, task in enumerate(problem.placed(rows)):
-        truth = task.truth(problem.table[task.name].take(pa.array(rows)))
-        mine, single = task.scored(ours[t]), task.scored(singles[t])
-        same = choice.served_by[t] == choice.single[t].name
-        own, (low, high) = _intervals(task.metric, truth, mine, single, weights, same=same)
-        higher = metrics.METRICS[task.metric].higher_is_better
-        value, alone = (metrics.measure(task.metric, truth, scored, weights) for scored in (mine, single))
-        records.append(
-            {
-                "task": task.name,
-                "kind": task.spec.kind,
-                "metric": task.metric,
-                "higher_is_better": higher,
-                "ours": value,
-                "interval": own,
-                "single_task": alone,
-                "difference": 0.0 if same else (value - alone) * (1 if higher else -1),
-                "lower": low,
-                "upper": high,
-                "verdict": verdict(low, high, same=same),
-                "served_by": choice.served_by[t],
-                "compared_with": choice.single[t].name,
-                "n_test": int(metrics.known_rows(truth).sum()),
-                "metrics": {name: _quiet(name, truth, mine, weights) for name in task.metrics},
-                "single_task_metrics": {name: _quiet(name, truth, single, weights) for name in task.metrics},
-            }
-        )
+    held_rows = problem.table.take(pa.array(rows))
+    placed = problem.placed(rows)
+    truths = [task.truth(held_rows[task.name]) for task in placed]
+    records = verdicts(
+        placed,
+        truths,
+        {name: arm.answers for name, arm in arms.items()},
+        served_by={name: arm.served_by for name, arm in arms.items()},
+        losses={name: _losses(arm.answers, problem, rows, weights) for name, arm in arms.items()},
+        weights=weights,
+    )
+    for record, task, truth, answered in zip(records, tasks, truths, arms["ours"].answers, strict=True):
+        assert answered is not None  # ours answers every task
+        own = task.place(held_rows, problem.schema.columns)
+        scored = own.scored(answered)
+        record["metrics"] = {
+            name: metrics.measure(name, truth, metrics.read(name, own, scored), weights) for name in own.metrics
+        }
+        record["coverage"] = coverage(own, answered, held_rows[task.name], weights)
     return records
 
 
-def _intervals(
-    name: str, truth: np.ndarray, mine: np.ndarray, single: np.ndarray, weights: np.ndarray | None, *, same: bool
-) -> tuple[metrics.Interval, metrics.Interval]:
-    """Return the intervals of our metric and of its difference to single-task; 0 where both are one network."""
-    if same:
-        return metrics.interval(name, truth, mine, weights=weights), (0.0, 0.0)
-    return metrics.paired_intervals(name, truth, mine, single, weights=weights)
+def _losses(
+    answers: Sequence[np.ndarray | None], problem: Problem, rows: np.ndarray, weights: np.ndarray | None
+) -> list[float]:
+    """Return the mean loss of an arm on each task, in units of the trivial predictor's; NaN where it has none."""
+    dataset, found = problem.dataset, []
+    for t, (task, answer) in enumerate(zip(dataset.tasks, answers, strict=True)):
+        if answer is None:
+            found.append(float("nan"))
+            continue
+        targets = dataset.targets[t].cpu()[torch.from_numpy(rows)]
+        losses = task.answer_losses(torch.from_numpy(np.array(answer)), targets).double().numpy()
+        known = ~np.isnan(losses)
+        weight = np.ones(len(rows)) if weights is None else weights
+        total = float(weight[known].sum())
+        mean = float((weight[known] * losses[known]).sum()) / total if total else float("nan")
+        found.append(mean / float(dataset.trivial[t]))
+    return found
 
 
-def verdict(low: float, high: float, *, same: bool) -> str:
-    """Return what an interval of the difference to single-task says: better, worse, or nothing shown."""
-    if same:
-        return "single-task kept"
-    if not np.isfinite([low, high]).all():
-        return "not measurable"
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-
-
-def _quiet(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
-        return metrics.measure(name, truth, scored, weights)
-
-
-def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
-    """Choose, test, write model, result and report; return the result."""
+def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Tune trees, train the finalists, choose, test once, write model, result and report; return the result."""
     sitting = driver.sitting
-    problem, folder, clock = sitting.problem, sitting.folder, sitting.clock
-    best = driver.best_trial()
+    folder, clock = sitting.folder, sitting.clock
+    grown = _grown(driver, config)
     with clock.phase("finals"):
-        sitting.progress.phase("finals", "single-task networks at the best configuration")
-        singles = single_task_candidates(driver, best)
+        sitting.progress.phase("finals", "each task alone at the best configurations, groups, networks on top of trees")
+        finals = gather(driver, grown, groups=config.groups)
+        arms = _chosen(sitting.problem, finals, config)
+    problem, choice = sitting.problem, arms.ours  # with the trees' margins
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
-        choice = select.choose(driver.candidate(best.number)[0], singles, problem.dataset)
-        ours = served(problem, choice)
-        records = test(problem, choice, ours)
+        out_of_fold = arms.out_of_fold()
+        tasks = calibrated(problem.tasks, out_of_fold, problem.dataset, select.validation_rows(problem.dataset))
+        answered = arms.answered(problem.protocol.test)
+        ours = [held for held in answered["ours"].answers if held is not None]  # it answers every task
+        records = test(problem, answered, tasks)
         # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
         tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
         folder.note(tested=tested)
     with clock.phase("report"):
         result = _result(driver, choice, records, spec, looks=len(tested))
-        model = make_model(problem, choice.members, choice.blend, card=_card(spec, problem, records, choice))
+        result |= {
+            "chosen_by": config.search.model_dump(include=CHOOSING),
+            "blend": _blended(problem, choice),
+            "groups": _proposed(problem, finals),
+        }
+        card = _card(spec, problem, records, choice)
+        model = make_model(problem, choice.members, choice.blend, card=card, tasks=tasks)
         model.save(folder.path / MODEL)
         result["shown"] = shown(problem, model, ours, seed=sitting.seed)
+        write_predictions(folder.path, problem, out_of_fold, ours)
+        result["input_importance"] = out_of_fold_importance(model, problem, timeout_s=clock.timeout_s)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s
@@ -139,10 +147,50 @@ def finish(driver: Driver, spec: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def make_model(problem: Problem, members: Sequence[Any], blend: np.ndarray, *, card: dict[str, Any]) -> Model:
-    """Return the model of some members on a problem's schema."""
-    held = tuple(type(m)(m.spec, {name: tensor.detach().cpu() for name, tensor in m.state.items()}) for m in members)
-    return Model(problem.schema, problem.tasks, problem.dataset.inputs, held, blend, card)
+def _grown(driver: Driver, config: Config) -> tuple[Trees | None, ...]:
+    """Return the tuned trees of each task, for which there is as much time as the trials took; None without any."""
+    sitting, clock = driver.sitting, driver.sitting.clock
+    if not config.search.trees or sitting.interrupted:
+        return (None,) * len(sitting.problem.tasks)
+    # By time where time bounds the search; by number where the number of trials does, so that a run can be repeated.
+    by_number = config.search.n_trials is not None
+    left = max(0.0, sitting.deadline() - time.monotonic()) * (1 - FINALS_SHARE)
+    seconds = None if by_number and math.isinf(left) else min(left, math.inf if by_number else clock.phases["search"])
+    with clock.phase("trees"):
+        sitting.progress.phase("trees", "boosted trees for each task, tuned for as long")
+        n_trials = min(driver.n_told(), MOST_TREE_TRIALS) if by_number else None
+        return grow(driver, seconds=seconds, n_trials=n_trials)
+
+
+def _chosen(problem: Problem, finals: Finals, config: Config) -> Arms:
+    """Return the arms, ours as many candidates a task as are allowed and answer in time; raises RunError else."""
+    search = config.search
+    kinds = NETWORKS if search.members == "networks" else None
+    fastest = math.inf
+    for most in sizes_tried(search.max_members):
+        ours = select.choose(finals.finalists, problem.dataset, most=most, kinds=kinds)
+        arms = Arms(problem, finals, ours, most)
+        if search.max_latency_ms is None:
+            return arms
+        took = latency_ms(make_model(problem, ours.members, ours.blend, card={}), problem.table)
+        if took <= search.max_latency_ms:
+            return arms
+        fastest = min(fastest, took)
+    assert search.max_latency_ms is not None
+    raise too_slow(search.max_latency_ms, fastest)
+
+
+def make_model(
+    problem: Problem,
+    members: Sequence[Trained | Forest],
+    blend: np.ndarray,
+    *,
+    card: dict[str, Any],
+    tasks: Sequence[Task[Any]] | None = None,
+) -> Model:
+    """Return the model of some members on a problem's schema; its tasks are the problem's, or calibrated ones."""
+    held = tuple(member.cpu() for member in members)
+    return Model(problem.schema, tuple(tasks or problem.tasks), problem.dataset.inputs, held, blend, card)
 
 
 def _card(spec: dict[str, Any], problem: Problem, records: list[dict[str, Any]], choice: Choice) -> dict[str, Any]:
@@ -157,22 +205,23 @@ def _card(spec: dict[str, Any], problem: Problem, records: list[dict[str, Any]],
         "split_sha256": problem.protocol.digest(),
         "n_train": len(problem.protocol.learned),
         "n_test": len(problem.protocol.test),
-        "metrics": {r["task"]: _finite(r["metrics"]) for r in records},
-        "verdicts": {r["task"]: r["verdict"] for r in records},
-        "served_by": dict(zip(problem.names, choice.served_by, strict=True)),
+        "metrics": {r["task"]: plain(r["metrics"]) for r in records},
+        "verdicts": {r["task"]: {arm: _told(held) for arm, held in r["against"].items()} for r in records},
+        "served_by": {name: choice.served_by(t) for t, name in enumerate(problem.names)},
         "requires": requirements(problem, choice.members),
     }
 
 
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+def _told(against: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison as a model's card tells it."""
+    return {key: value for key, value in plain(against).items() if key != "metrics"}
 
 
-def requirements(problem: Problem, members: Sequence[Trained]) -> list[str]:
+def requirements(problem: Problem, members: Sequence[Trained | Forest]) -> list[str]:
     """Return `distribution==version` of what brought a kind that the model uses, and of what such kinds need."""
     held: set[tuple[Registry[Any], str]] = {(TASKS, task.spec.kind) for task in problem.tasks}
     held |= {(COLUMNS, column.kind) for column in problem.schema.columns}
-    for member in members:
+    for member in [m for m in members if isinstance(m, Trained)]:
         held.add((TRUNKS, member.spec.trunk.kind))
         held |= {(ENCODERS, encoder.kind) for encoder in member.spec.encoders.values()}
         held |= {(HEADS, head.kind) for head in member.spec.heads.values()}
@@ -199,7 +248,7 @@ def _result(
     best = driver.best_trial()
     n_valid = sum(len(valid) for _, valid in problem.protocol.splits)
     return {
-        "version": 1,
+        "version": RESULT_VERSION,
         "name": spec["name"],
         "seed": driver.sitting.seed,
         "device": str(problem.dataset.device),
@@ -263,25 +312,65 @@ def importance(study: optuna.Study) -> dict[str, float] | None:
 
 
 def _drawn(problem: Problem, choice: Choice) -> dict[str, Any]:
-    """Return the chosen networks in words and numbers, for the picture in the report."""
+    """Return the chosen networks and trees in words and numbers, for the picture in the report."""
     groups: list[dict[str, Any]] = []
-    for name in dict.fromkeys(choice.served_by):
-        tasks = [t for t, served in zip(problem.names, choice.served_by, strict=True) if served == name]
-        row = choice.blend[choice.served_by.index(name)]
-        member = choice.members[int(row.argmax())]
-        trunk = member.spec.trunk
-        groups.append(
-            {
-                "name": name,
-                "tasks": tasks,
-                "members": int((row > 0).sum()),
-                "trunk": trunk.model_dump(mode="json"),
-                "heads": {t: member.spec.heads[t].model_dump(mode="json") for t in tasks},
-                "parameters": member.n_parameters,
-            }
-        )
+    forests: list[dict[str, Any]] = []
+    specs = [m.spec for m in choice.members if isinstance(m, Trained)]
+    for place, candidate in enumerate(choice.candidates):
+        tasks = [name for name, share in zip(problem.names, choice.shares[:, place], strict=True) if share]
+        member = candidate.members[0]
+        if isinstance(member, Trained):
+            groups.append(
+                {
+                    "name": candidate.name,
+                    "kind": candidate.kind,
+                    "tasks": tasks,
+                    "members": len(candidate.members),
+                    "trunk": member.spec.trunk.model_dump(mode="json"),
+                    "heads": {t: member.spec.heads[t].model_dump(mode="json") for t in tasks},
+                    "parameters": member.n_parameters,
+                }
+            )
+        else:
+            n_trees = [m.n_trees for m in candidate.members if isinstance(m, Forest)]
+            forests.append({"name": candidate.name, "tasks": tasks, "members": len(n_trees), "trees": sum(n_trees)})
     blocks = {
-        block: {"columns": [c.name for c in columns], "encoder": choice.members[0].spec.encoders[block].model_dump()}
+        block: {
+            "columns": [c.name for c in columns],
+            "encoder": specs[0].encoders[block].model_dump() if specs else None,
+        }
         for block, columns in problem.dataset.inputs.columns.items()
     }
-    return {"blocks": blocks, "groups": groups}
+    return {"blocks": blocks, "groups": groups, "forests": forests}
+
+
+def _blended(problem: Problem, choice: Choice) -> dict[str, Any]:
+    """Return who serves each task, and by which share."""
+    return {
+        "candidates": [{"name": c.name, "kind": c.kind, "members": len(c.members)} for c in choice.candidates],
+        "shares": dict(zip(problem.names, choice.shares.tolist(), strict=True)),
+    }
+
+
+def _proposed(problem: Problem, finals: Finals) -> dict[str, Any]:
+    """Return the affinities, and what became of each partition: its groups' mean loss on validation rows, by task."""
+    dataset = problem.dataset
+    rows = select.validation_rows(dataset)
+    weights = select.row_weights(dataset, rows)
+    losses: dict[tuple[str, ...], list[float | None]] = {}
+    for finalist in finals.finalists:
+        candidate = finalist.candidate
+        if candidate.kind in ("group", "single") and candidate.tasks is not None:
+            held = [
+                None if a is None else select.mean_loss(select.task_losses(a, dataset, t, rows), weights)
+                for t, a in enumerate(finalist.answers)
+            ]
+            losses[candidate.tasks] = held  # the last one is that at the best configuration
+    partitions = []
+    for partition in finals.proposals.partitions:
+        own = [
+            next((losses[g][t] for g in partition if name in g and g in losses), None)
+            for t, name in enumerate(problem.names)
+        ]
+        partitions.append({"groups": [list(group) for group in partition], "losses": own})
+    return {"affinities": finals.proposals.affinities, "partitions": partitions}

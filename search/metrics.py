@@ -1,26 +1,38 @@
-"""Metrics by name, computed by scikit-learn on labelled rows, and their bootstrap intervals.
+"""Metrics by name, computed by scikit-learn on labelled rows, and what a bootstrap of the rows says of them.
+
+Answers that are compared are scored on the same draws of rows (a paired bootstrap), of several opponents at once.
 
 Letters: B rows, L cells of a grid, C classes, R draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 from sklearn import metrics as sk
 
+from mtl_bento.tasks._base import Task
 from mtl_bento.tasks.box import overlap
 
 Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
-Resampler = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-RESAMPLES = 300
-"""Bootstrap draws; the 2.5 % points then rest on seven of them at either end."""
-MANY_ROWS, FEW_RESAMPLES = 10_000, 60
-"""From so many rows a metric that cannot be resampled at once gets so many draws, for its standard error alone."""
-CHUNK = 2**22
-"""Numbers of a matrix of draws that are held at once."""
+Draw = Callable[[np.ndarray], np.ndarray]
+"""Weights of the rows in R draws, float64 [R, B] -> the metric on each [R], NaN where it is undefined."""
+Resampler = Callable[[np.ndarray, np.ndarray], Draw]
+"""What is done once for all draws, such as a sort: `resampler(truth [B, ...], scored [B, ...])` gives a Draw."""
+RESAMPLES, FEWEST = 300, 60
+"""Bootstrap draws: the 2.5 % points then rest on seven of them at either end; and how few there are where the draws
+would not fit, from which only the standard error is taken."""
+HELD = 2**26
+"""Counts of rows in draws that are held, one byte each."""
+CHUNK = 2**18
+"""Numbers of a matrix of draws that are worked on at once, so that they stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,11 @@ class Metric:
     """A score of answers: `score(truth [B, ...], scored [B, ...], weights [B] or None)`, NaN where it is undefined."""
 
     score: Scorer
+    resample: Resampler
+    """The same on draws of the rows."""
     higher_is_better: bool = True
-    resample: Resampler | None = None
-    """The scores [R] of R draws at once: `resample(truth, scored, weights [R, B])`; else they are looped."""
+    of_labels: bool = False
+    """Whether the label answered alone counts, which a threshold may set apart from the likeliest."""
 
 
 def _label(scored: np.ndarray) -> np.ndarray:
@@ -65,34 +79,55 @@ def _roc_auc_ovr(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | No
 def _mean_of(values: Callable[[np.ndarray, np.ndarray], np.ndarray], root: bool = False) -> Resampler:
     """Return a resampler of a metric that is a weighted mean over rows."""
 
-    def resample(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        means = weights @ values(truth, scored) / weights.sum(1)
-        return np.asarray(np.sqrt(means) if root else means)
+    def resampler(truth: np.ndarray, scored: np.ndarray) -> Draw:
+        each = values(truth, scored).astype(np.float64)
 
-    return resample
+        def draw(weights: np.ndarray) -> np.ndarray:
+            means = weights @ each / weights.sum(1)
+            return np.asarray(np.sqrt(means) if root else means)
+
+        return draw
+
+    return resampler
 
 
-def _resample_r2(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    total = weights.sum(1)
-    mean = weights @ truth / total
+def _resample_r2(truth: np.ndarray, scored: np.ndarray) -> Draw:
     # About the overall mean first: squares of large numbers would lose the difference.
-    centre = truth.mean()
-    around = weights @ (truth - centre) ** 2 - total * (mean - centre) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(1 - weights @ (truth - scored) ** 2 / around)
+    around, wrong = truth - truth.mean(), (truth - scored) ** 2
+    square = around**2
+
+    def draw(weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(1)
+        spread = weights @ square - (weights @ around) ** 2 / total
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(1 - weights @ wrong / spread)
+
+    return draw
 
 
-def _resample_auc(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _area(positive: np.ndarray, p: np.ndarray) -> Draw:
     """The share of pairs in the right order, ties counting half, by one sort for all draws."""
-    p = scored[:, 1]
-    order = np.argsort(p, kind="stable")
-    starts = np.flatnonzero(np.diff(p[order], prepend=np.nan) != 0)
-    positive = np.add.reduceat(weights[:, order] * (truth[order] == 1), starts, axis=1)
-    negative = np.add.reduceat(weights[:, order] * (truth[order] == 0), starts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pairs = positive.sum(1) * negative.sum(1)
-        return np.asarray((positive * (below + negative / 2)).sum(1) / pairs)
+    ups, downs = (held[np.argsort(p[held], kind="stable")] for held in map(np.flatnonzero, (positive, ~positive)))
+    under, until = (np.searchsorted(p[downs], p[ups], side) for side in ("left", "right"))
+
+    def draw(weights: np.ndarray) -> np.ndarray:
+        up = weights.take(ups, axis=1)
+        # The weight of the negatives below each place among them, beginning with none.
+        below = np.zeros((len(weights), len(downs) + 1))
+        np.cumsum(weights.take(downs, axis=1), axis=1, out=below[:, 1:])
+        pairs = np.einsum("rb,rb->r", up, below.take(under, axis=1) + below.take(until, axis=1)) / 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(pairs / (up.sum(1) * below[:, -1]))
+
+    return draw
+
+
+def _resample_auc(truth: np.ndarray, scored: np.ndarray) -> Draw:
+    return _area(truth == 1, scored[:, 1])
+
+
+def _resample_auc_ovr(truth: np.ndarray, scored: np.ndarray) -> Draw:
+    return _mean_of_draws([_area(truth == c, scored[:, c]) for c in np.unique(truth)])
 
 
 def _nats(truth: np.ndarray, scored: np.ndarray) -> np.ndarray:
@@ -125,35 +160,70 @@ class _Precision:
         return float((np.diff(hits, prepend=0.0) * precision).sum() / hits[-1])
 
 
-def _resample_precision(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _precision(truth: np.ndarray, score: np.ndarray, positive: int) -> Draw:
+    held = _Precision(truth, score, positive)
+    return lambda weights: np.array([held.score(row) for row in weights])
+
+
+def _resample_precision(truth: np.ndarray, scored: np.ndarray) -> Draw:
     """Average precision: of the second of two classes, else the mean over the classes."""
     classes = [1] if scored.shape[-1] == 2 else range(scored.shape[-1])
-    sorted_ = [_Precision(truth, scored[..., c], c) for c in classes]
-    return np.array([_mean_known([each.score(row) for each in sorted_]) for row in weights])
+    return _mean_of_draws([_precision(truth, scored[..., c], c) for c in classes])
 
 
-def _resample_object_precision(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    held = _Precision(truth[:, 0].astype(np.int64), scored[:, 0], 1)
-    return np.array([held.score(row) for row in weights])
+def _resample_object_precision(truth: np.ndarray, scored: np.ndarray) -> Draw:
+    return _precision(truth[:, 0].astype(np.int64), scored[:, 0], 1)
 
 
-def _mean_known(values: list[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+def _mean_of_draws(draws: Sequence[Draw]) -> Draw:
+    """Return the mean of what several draws give, of those that are defined."""
+    return lambda weights: _mean_known(np.stack([draw(weights) for draw in draws], 1))
 
 
-def _share(counts: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Resampler:
-    """Return a resampler of a share of two sums over rows, the mean of such shares where rows count several [B, C]."""
+def _mean_known(values: np.ndarray) -> np.ndarray:
+    """Return the means [R] of values [R, C], over those that are not NaN."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0.0).sum(1) / known.sum(1))
 
-    def resample(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        above, below = (weights @ part.reshape(len(truth), -1).astype(np.float64) for part in counts(truth, scored))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = above / below  # NaN for a class that is nowhere
-        known = ~np.isnan(shares)
-        with np.errstate(invalid="ignore"):
-            return np.asarray(np.where(known, shares, 0.0).sum(1) / known.sum(1))
 
-    return resample
+def _share(
+    counts: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]], *, nothing: float = math.nan
+) -> Resampler:
+    """Return a resampler of a share of two sums over rows, the mean of such shares where rows count several [B, C].
+
+    A share of nothing, as of a class that is nowhere, is passed over, or is `nothing` where that is given.
+    """
+
+    def resampler(truth: np.ndarray, scored: np.ndarray) -> Draw:
+        parts = [part.reshape(len(truth), -1).astype(np.float64) for part in counts(truth, scored)]
+
+        def draw(weights: np.ndarray) -> np.ndarray:
+            above, below = (weights @ part for part in parts)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return _mean_known(np.where(below == 0, nothing, above / below))
+
+        return draw
+
+    return resampler
+
+
+def _recalls(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class [B, C], the rows of it that are answered so, and all of it."""
+    there = truth[:, None] == np.arange(scored.shape[1])
+    return there & (_label(scored) == truth)[:, None], there
+
+
+def _f1_counts(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class [B, C], twice the rows that have it in truth and answer, and those of truth and answer together."""
+    classes = np.arange(scored.shape[1])
+    there, said = truth[:, None] == classes, _label(scored)[:, None] == classes
+    return 2 * (there & said), there.astype(np.int64) + said
+
+
+def _f1_of_second(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    above, below = _f1_counts(truth, scored)
+    return above[:, 1], below[:, 1]
 
 
 def _overlaps(truth: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,39 +265,44 @@ def _resampled(resample: Resampler) -> Metric:
 
     def score(truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None) -> float:
         held = np.ones(len(truth)) if weights is None else weights
-        return float(resample(truth, scored, held[None])[0])
+        return float(resample(truth, scored)(held[None].astype(np.float64))[0])
 
-    return Metric(score, resample=resample)
+    return Metric(score, resample)
 
 
 METRICS: dict[str, Metric] = {
-    "roc_auc": Metric(
-        _needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), resample=_resample_auc
-    ),
+    "roc_auc": Metric(_needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), _resample_auc),
     "average_precision": _resampled(_resample_precision),
     "accuracy": Metric(
         lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w)),
-        resample=_mean_of(lambda y, p: (_label(p) == y).astype(np.float64)),
+        _mean_of(lambda y, p: _label(p) == y),
+        of_labels=True,
     ),
-    "balanced_accuracy": Metric(_balanced),
-    "f1": Metric(lambda y, p, w: float(sk.f1_score(y, _label(p), sample_weight=w, zero_division=0.0))),
+    "balanced_accuracy": Metric(_balanced, _share(_recalls), of_labels=True),
+    "f1": Metric(
+        lambda y, p, w: float(sk.f1_score(y, _label(p), sample_weight=w, zero_division=0.0)),
+        _share(_f1_of_second, nothing=0.0),
+        of_labels=True,
+    ),
     "f1_macro": Metric(
-        lambda y, p, w: float(sk.f1_score(y, _label(p), average="macro", sample_weight=w, zero_division=0.0))
+        lambda y, p, w: float(sk.f1_score(y, _label(p), average="macro", sample_weight=w, zero_division=0.0)),
+        _share(_f1_counts),
+        of_labels=True,
     ),
-    "roc_auc_ovr": Metric(_needs_both(_roc_auc_ovr)),
-    "log_loss": Metric(_log_loss, higher_is_better=False, resample=_mean_of(_nats)),
+    "roc_auc_ovr": Metric(_needs_both(_roc_auc_ovr), _resample_auc_ovr),
+    "log_loss": Metric(_log_loss, _mean_of(_nats), higher_is_better=False),
     "r2": Metric(
-        lambda y, p, w: float(sk.r2_score(y, p, sample_weight=w)) if len(y) > 1 else float("nan"), resample=_resample_r2
+        lambda y, p, w: float(sk.r2_score(y, p, sample_weight=w)) if len(y) > 1 else float("nan"), _resample_r2
     ),
     "rmse": Metric(
         lambda y, p, w: float(sk.root_mean_squared_error(y, p, sample_weight=w)),
+        _mean_of(lambda y, p: (y - p) ** 2, root=True),
         higher_is_better=False,
-        resample=_mean_of(lambda y, p: (y - p) ** 2, root=True),
     ),
     "mae": Metric(
         lambda y, p, w: float(sk.mean_absolute_error(y, p, sample_weight=w)),
+        _mean_of(lambda y, p: np.abs(y - p)),
         higher_is_better=False,
-        resample=_mean_of(lambda y, p: np.abs(y - p)),
     ),
     "mean_iou": _resampled(_share(_overlaps)),
     "iou_50": _resampled(_share(_good_overlaps)),
@@ -248,22 +323,70 @@ def known_rows(truth: np.ndarray) -> np.ndarray:
     return np.asarray(known.any(axis=tuple(range(1, truth.ndim))))
 
 
+def read(name: str, task: Task[Any], scored: np.ndarray) -> np.ndarray:
+    """Return a task's scored answers as a metric reads them: those of labels see the label that is answered."""
+    return task.decided(scored) if METRICS[name].of_labels else scored
+
+
 def measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Return a metric on the labelled rows, NaN where there is none or the metric is undefined on them."""
     held = known_rows(truth)
     if not held.any():
         return float("nan")
-    return METRICS[name].score(truth[held], scored[held], None if weights is None else weights[held])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
+        return METRICS[name].score(truth[held], scored[held], None if weights is None else weights[held])
 
 
 Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much answers are better than others on the same rows; positive is better, whichever way the metric points.
+
+    NaN where the metric is undefined; what rests on the standard error also where fewer than two rows count.
+    """
+
+    difference: float
+    error: float
+    """Its standard error, by a paired bootstrap."""
+    n: int
+    """Rows that count: labelled, and of a weight above 0."""
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval, by Student's t of n - 1 degrees of freedom: without 0 where `p` is below .05."""
+        slack = self._quantile(0.05) * self.error
+        return self.difference - slack, self.difference + slack
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value of no difference.
+
+        At least 2^(1 - n): so often do all of n rows point the same way by chance, which a bootstrap of few rows that
+        are all alike does not see.
+        """
+        if math.isnan(self.error):
+            return math.nan
+        if self.difference == 0:
+            return 1.0
+        ratio = abs(self.difference) / self.error if self.error else math.inf
+        return max(float(2 * student.sf(ratio, self.n - 1)), 2.0 ** (1 - self.n))
+
+    def shown_from(self, level: float) -> float:
+        """Return the difference from which on these rows show one: its `p` would be `level`; NaN where none would."""
+        return self._quantile(level) * self.error if level >= 2.0 ** (1 - self.n) else math.nan
+
+    def _quantile(self, level: float) -> float:
+        return float(student.isf(level / 2, self.n - 1)) if self.n > 1 else math.nan
 
 
 def interval(
     name: str, truth: np.ndarray, scored: np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0
 ) -> Interval:
     """Return the 95 % bootstrap interval of a metric; NaN where it is undefined."""
-    return _intervals(name, truth, [scored], weights, seed)[0]
+    return compared(name, truth, scored, (), weights=weights, seed=seed)[0]
 
 
 def paired_intervals(
@@ -275,57 +398,83 @@ def paired_intervals(
     weights: np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[Interval, Interval]:
-    """Return the 95 % bootstrap intervals of a metric and of its difference to `against`, on the same draws of rows.
+    """Return the 95 % bootstrap intervals of a metric and of its difference to `against`; see `compared`."""
+    own, (difference,) = compared(name, truth, scored, [against], weights=weights, seed=seed)
+    return own, difference.interval
 
-    A difference is positive where `scored` is better, whichever way the metric points. NaN where it is undefined.
+
+def compared(
+    name: str,
+    truth: np.ndarray,
+    scored: np.ndarray,
+    others: Sequence[np.ndarray],
+    *,
+    weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> tuple[Interval, list[Difference]]:
+    """Return the interval of a metric and its difference to each of several others, all on the same draws of rows.
+
+    Args:
+        name: of the metric.
+        truth: labels [B, ...] as the metric reads them; rows without one do not count.
+        scored: answers [B, ...] as the metric reads them.
+        others: such answers of the opponents.
+        weights: of the rows [B], or None for equal ones.
+        seed: of the draws; with the same seed and number of labelled rows they are the same.
     """
-    own, difference = _intervals(name, truth, [scored, against], weights, seed)
-    return own, difference
-
-
-def _intervals(
-    name: str, truth: np.ndarray, scored: list[np.ndarray], weights: np.ndarray | None, seed: int
-) -> list[Interval]:
-    """Return the interval of the first answers' metric and, for every further answers, of the difference to them."""
     held = np.flatnonzero(known_rows(truth))
-    if not len(held):
-        return [(float("nan"), float("nan"))] * len(scored)
-    truth, scored = truth[held], [each[held] for each in scored]
-    weights = np.ones(len(held)) if weights is None else weights[held]
+    truth, every = truth[held], [each[held] for each in (scored, *others)]
+    weights = np.ones(len(held)) if weights is None else weights[held].astype(np.float64)
+    n = int((weights > 0).sum())
     metric = METRICS[name]
-    many = metric.resample is None and len(held) >= MANY_ROWS
-    draws = FEW_RESAMPLES if many else RESAMPLES
-    columns = [_drawn(metric, truth, each, weights, draws, seed) for each in scored]
-    centres = [metric.score(truth, each, weights) for each in scored]
+    if n < 2:
+        values = [metric.score(truth, each, weights) if n else math.nan for each in every]
+        drawn = np.full((len(every), 1), math.nan)
+    else:
+        values = [metric.score(truth, each, weights) for each in every]
+        drawn = _drawn([metric.resample(truth, each) for each in every], weights, seed)
     sign = 1.0 if metric.higher_is_better else -1.0
-    pairs = [(columns[0], centres[0])]
-    pairs += [(sign * (columns[0] - c), sign * (centres[0] - m)) for c, m in zip(columns[1:], centres[1:], strict=True)]
-    return [_spread(column, centre if many else None) for column, centre in pairs]
+    differences = []
+    for value, column in zip(values[1:], drawn[1:], strict=True):
+        gap = sign * (values[0] - value)
+        differences.append(Difference(gap, _error(drawn[0] - column, gap), n))
+    return _spread(drawn[0], values[0]), differences
 
 
-def _drawn(
-    metric: Metric, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray, draws: int, seed: int
-) -> np.ndarray:
-    """Return a metric on `draws` bootstrap draws of the rows; the same seed draws the same rows whatever is scored."""
+def _drawn(draws: Sequence[Draw], weights: np.ndarray, seed: int) -> np.ndarray:
+    """Return what each of several draws gives on the same bootstrap draws of the rows: [draws, R]."""
+    n, found = len(weights), []
+    counts = _counts(n, min(RESAMPLES, max(FEWEST, HELD // n)), seed)
+    for start in range(0, len(counts), step := max(1, CHUNK // n)):
+        chunk = counts[start : start + step] * weights
+        # A draw of rows that weigh nothing has no metric.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found.append([draw(chunk) for draw in draws])
+    return np.concatenate(found, axis=1)
+
+
+@functools.lru_cache(maxsize=1)
+def _counts(n: int, draws: int, seed: int) -> np.ndarray:
+    """Return how often each of n rows is in each draw of n rows, uint8 [R, n].
+
+    A row is in a draw 255 times with a chance below 1e-500. Tasks with as many labelled rows share the draws.
+    """
     rng = np.random.default_rng(seed)
-    n, found = len(truth), []
-    for start in range(0, draws, step := max(1, CHUNK // n)):
-        rows = rng.integers(0, n, size=(min(step, draws - start), n))
-        if metric.resample is None:
-            found += [metric.score(truth[r], scored[r], weights[r]) for r in rows]
-        else:
-            counts = np.stack([np.bincount(r, minlength=n) for r in rows]) * weights
-            found += metric.resample(truth, scored, counts).tolist()
-    return np.array(found)
+    return np.stack([np.bincount(rng.integers(0, n, n), minlength=n).astype(np.uint8) for _ in range(draws)])
 
 
-def _spread(drawn: np.ndarray, centre: float | None) -> Interval:
-    """Return the middle 95 % of draws, or 1.96 of their standard deviations about a centre."""
+def _error(drawn: np.ndarray, centre: float) -> float:
+    """Return the standard error that draws show; NaN where it is unknown."""
     finite = drawn[np.isfinite(drawn)]
-    if len(finite) < 2:
-        return float("nan"), float("nan")
-    if centre is not None:
-        slack = 1.96 * float(finite.std(ddof=1))
-        return centre - slack, centre + slack
-    low, high = np.quantile(finite, [0.025, 0.975])
+    return float(finite.std(ddof=1)) if len(finite) > 1 and math.isfinite(centre) else math.nan
+
+
+def _spread(drawn: np.ndarray, centre: float) -> Interval:
+    """Return the middle 95 % of draws; where they are few, 1.96 of their standard deviations about the centre."""
+    error = _error(drawn, centre)
+    if math.isnan(error):
+        return math.nan, math.nan
+    if len(drawn) < RESAMPLES:
+        return centre - 1.96 * error, centre + 1.96 * error
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
     return float(low), float(high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from mtl_bento import table as tables
 from mtl_bento.columns.numeric import floats
 from mtl_bento.dataset import Cache, Dataset, Progress
+from mtl_bento.encoders._base import has_positions
 from mtl_bento.errors import SchemaError, SpecError, listing, nearest
 from mtl_bento.network import Inputs
 from mtl_bento.schema import Schema
@@ -53,6 +56,13 @@ class Problem:
         if key not in self._placed:
             self._placed[key] = _placed(self.tasks, self.schema, self.table, rows)
         return self._placed[key]
+
+    @cached_property
+    def features(self) -> Tensor:
+        """What trees read of every row, [N, F]."""
+        tabular = tuple(column for column in self.schema.columns if not has_positions(column.block))
+        own = self.schema.model_copy(update={"columns": tabular}).encode(self.table) if tabular else {}
+        return self.dataset.inputs.features({b: torch.from_numpy(v) for b, v in own.items()}, self.dataset.blocks)
 
     @property
     def names(self) -> list[str]:
@@ -138,6 +148,8 @@ def make_task(
     task_class = TASKS.class_of(type(spec))
     if unknown := set(task_class.metrics) - set(METRICS):
         raise SpecError(f"Task kind {kind!r} names metrics that do not exist: {listing(sorted(unknown))}; see METRICS.")
+    if given := sorted(set(options) & set(task_class.learned)):
+        raise SpecError(f"Target {name!r}: {given[0]} is learned from rows that no network learned; remove the key.")
     known = task_class.survey(spec, values)
     return task_class(task_class.fit(known, values if learned is None else values.take(pa.array(learned))))
 

@@ -20,7 +20,7 @@ from mtl_bento_search.checkpoints import load_members, save_members
 from mtl_bento_search.rounds import Round, rungs
 from mtl_bento_search.select import Candidate
 from mtl_bento_search.sitting import Sitting
-from mtl_bento_search.space import alone
+from mtl_bento_search.space import within
 
 SEEDS = 3
 """Seeds of each single-task reference on a holdout; with folds, the folds are the repetitions."""
@@ -36,7 +36,8 @@ class References:
     """What the reference cohort gave: trial 0 and each task alone."""
 
     default: Candidate
-    singles: tuple[Candidate, ...]
+    singles: tuple[tuple[Candidate, ...], ...]
+    """Each task alone, one candidate a seed."""
     default_losses: np.ndarray
     """Losses [T] of trial 0 on validation, mean over the splits."""
     single_losses: np.ndarray
@@ -58,7 +59,7 @@ def obtain(sitting: Sitting) -> References:
     names = sitting.problem.names
     for name in names:
         for seed in range(seeds):
-            members += sitting.members(alone(spec, name, names), "single", name, seed)
+            members += sitting.members(within(spec, [name], names), "single", name, seed)
     marks = rungs(spec.training.steps)
     trip = sitting.round(members, seed=stable_seed(sitting.seed, "references"))
     own = range(sitting.n_splits)
@@ -89,7 +90,9 @@ def obtain(sitting: Sitting) -> References:
         "curves": found.curves,
         "rungs": {str(step): losses for step, losses in at_rungs.items()},
     }
-    save_members(path, [m for c in (found.default, *found.singles) for m in c.members], info)
+    save_members(
+        path, [m for c in (found.default, *(c for held in found.singles for c in held)) for m in c.networks], info
+    )
     return found
 
 
@@ -106,7 +109,7 @@ def _gathered(sitting: Sitting, trip: Round, seeds: int, at_rungs: dict[int, lis
     singles, single_losses = [], []
     for t, name in enumerate(names):
         first = n + t * seeds * n
-        singles.append(Candidate(f"single-task {name}", trained(first)))
+        singles.append(tuple(_single(name, seed, trained(first + seed * n)) for seed in range(seeds)))
         own = np.array([losses[p][t] for p in range(first, first + seeds * n)])
         single_losses.append(float(np.nanmean(np.where(np.isfinite(own), own, 1.0))))
     curves = {}
@@ -114,7 +117,7 @@ def _gathered(sitting: Sitting, trip: Round, seeds: int, at_rungs: dict[int, lis
         curves[name] = _curve(trip, range(n + t * seeds * n, n + (t + 1) * seeds * n), task=t)
     default_losses = np.nanmean([losses[p] for p in range(n)], axis=0)
     return References(
-        Candidate("trial 0", trained(0)),
+        Candidate("trial 0", "shared", trained(0)),
         tuple(singles),
         default_losses,
         np.array(single_losses),
@@ -127,15 +130,25 @@ def _read(sitting: Sitting, path: Path) -> References:
     members, info = load_members(path)
     n = sitting.n_splits
     cut = [tuple(members[i : i + n]) for i in range(0, len(members), n)]
-    singles = tuple(Candidate(f"single-task {t}", c) for t, c in zip(sitting.problem.names, cut[1:], strict=True))
+    names = sitting.problem.names
+    seeds = (len(cut) - 1) // len(names)
+    singles = tuple(
+        tuple(_single(name, seed, cut[1 + t * seeds + seed]) for seed in range(seeds)) for t, name in enumerate(names)
+    )
     return References(
-        Candidate("trial 0", cut[0]),
+        Candidate("trial 0", "shared", cut[0]),
         singles,
         np.array(info["default_losses"]),
         np.array(info["single_losses"]),
         info["curves"],
         {int(step): losses for step, losses in info["rungs"].items()},
     )
+
+
+def _single(name: str, seed: int, members: tuple[Trained, ...]) -> Candidate:
+    """Return a task alone at the defaults as a candidate."""
+    again = f", seed {seed}" if seed else ""
+    return Candidate(f"single-task {name}{again}", "single", members, (name,))
 
 
 def n_seeds(sitting: Sitting) -> int:

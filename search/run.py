@@ -6,6 +6,7 @@ checkpoints/       weights of the references, of every complete trial, of the fi
 model/             the served model
 report.html        the report
 result.json        every figure of the report
+predictions.parquet  what it answered on rows that it did not learn: out of fold, and on the locked test
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,19 @@ from optuna.trial import TrialState
 
 from mtl_bento import table as tables
 from mtl_bento.artifact import heal, sweep, to_json, write_file
-from mtl_bento.errors import RunError, listing
+from mtl_bento.errors import RunError, SpecError, listing
 from mtl_bento.model import Model
+from mtl_bento_search import explain as explaining
 from mtl_bento_search.checkpoints import load_members
+from mtl_bento_search.oof import part_of, read_predictions
 from mtl_bento_search.storage import STUDY, answering, open_storage, repair_journal
+from mtl_bento_search.verdict import names, told
 
 SPEC, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
     "spec.yaml", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
 )  # fmt: skip
+RESULT_VERSION = 2
+"""Of result.json: 2 compares every task with several opponents."""
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 """What a file system says that is full, read-only or broken."""
 
@@ -68,11 +74,16 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """Every figure of the report; raises RunError where the run has none yet."""
+        """Every figure of the report; raises RunError where the run has none yet, or one of another version."""
         path = self.folder / RESULT
         if not path.is_file():
             raise RunError(f"{self.folder} has no result yet; run the same search again to finish it.")
         data: dict[str, Any] = json.loads(path.read_bytes())
+        if (version := data.get("version")) != RESULT_VERSION:
+            raise RunError(
+                f"{path} is of version {version}, this mtl-bento reads version {RESULT_VERSION}; "
+                "run the same search again: it keeps the trials and writes the result anew."
+            )
         return data
 
     @property
@@ -94,13 +105,27 @@ class Run:
 
     @property
     def comparison(self) -> Any:
-        """A frame with a row per task: metric, ours, single-task, difference, its interval, verdict, who serves it."""
+        """A frame with a row per task: metric, ours, who serves it, and what the test says against each opponent.
+
+        The columns of an opponent are its figure by name (`single_task`, `trees`, ...), and `OPPONENT_difference`,
+        `_lower`, `_upper`, `_p` (before Holm's correction), `_verdict`, `_smallest`; see `mtl_bento_search.verdict`.
+        """
         tasks = self.result["tasks"]
-        names = ("task", "metric", "ours", "single_task", "difference", "lower", "upper", "verdict", "served_by")
-        return tables.like(pa.table({name: [task[name] for task in tasks] for name in names}), "frame")
+        columns: dict[str, list[Any]] = {name: [task[name] for task in tasks] for name in ("task", "metric", "ours")}
+        for arm in told(tasks):
+            held = [task["against"].get(arm, {}) for task in tasks]
+            columns[arm] = [against.get("value") for against in held]
+            for key in ("difference", "lower", "upper", "p", "verdict", "smallest"):
+                columns[f"{arm}_{key}"] = [against.get(key) for against in held]
+        columns["served_by"] = [names(task["served_by"]) for task in tasks]
+        return tables.like(pa.table(columns), "frame")
 
     def leaderboard(self) -> Any:
         """A frame with a row per trial, the best first: number, state, gain, each task's gain, parameters."""
+        return tables.like(self.trials(), "frame")
+
+    def trials(self) -> pa.Table:
+        """Return the leaderboard as an Arrow table."""
         trials = sorted(
             self.study.get_trials(deepcopy=False), key=lambda t: -(t.value if t.value is not None else -np.inf)
         )
@@ -113,7 +138,50 @@ class Run:
         }
         columns |= {name: [t.user_attrs.get(name) for t in trials] for name in attrs}
         columns |= {name: [t.params.get(name) for t in trials] for name in params}
-        return tables.like(pa.table(columns), "frame")
+        return pa.table(columns)
+
+    def out_of_fold(self) -> Any:
+        """A frame with a row per validation row: row (of the table), fold, weight, and each target's label and answer.
+
+        The answers are those of the served blend, each by members that did not learn the row: `NAME__given` is the
+        label, `NAME` the answer, `NAME__proba__LABEL` probabilities. Raises RunError where the run has none yet.
+        """
+        table = part_of(read_predictions(self.folder), "valid").remove_column(1)
+        return tables.like(table, "frame")
+
+    def importance(self, data: Any = None, *, groups: Mapping[str, Sequence[str]] | None = None) -> Any:
+        """A frame with a row per task and input: by how much the loss rises when the input is shuffled, and a spread.
+
+        Columns: task, input, importance, lower, upper, in units of the loss of the best constant answer, 95 %. Without
+        `data` what was measured at the end of the search, out of fold on validation rows; with a labelled table, which
+        should hold rows that the run did not learn, of the served model on (at most 1,000 of) its rows. `groups`
+        names inputs that are shuffled together, {"place": ["origin", "dest"]}; it needs a table.
+
+        Raises RunError where there is none, SpecError for a wrong group, SchemaError for a table without labels.
+        """
+        if data is not None:
+            model, table = self.model, tables.read(data)
+            rows = explaining.affordable_rows(model, np.arange(table.num_rows))
+            records = explaining.importance([(model, rows)], table, groups=groups)
+        elif groups is not None:
+            raise SpecError("Groups of inputs are measured on a labelled table; give one: run.importance(table, ...).")
+        else:
+            records = self.result.get("input_importance")
+        if not records:
+            raise RunError(
+                f"{self.folder} has no importance of inputs, as its time was up; give a labelled table: "
+                "run.importance(table)."
+            )
+        return tables.like(pa.table({name: [r[name] for r in records] for name in records[0]}), "frame")
+
+    def explain(self, data: Any, *, groups: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+        """Return, for each task, a frame of the caller's kind: by how much each input changed each row's answer.
+
+        The answer with the input minus the answer without it (its cell missing): of a number in its own unit, of a
+        label in the probability of the likeliest one. `groups` names inputs that are left out together.
+        """
+        changes = explaining.explain(self.model, tables.read(data), groups=groups)
+        return {task: tables.like(pa.table(columns), data) for task, columns in changes.items()}
 
     def trial_model(self, trial: int | str) -> Model:
         """Return the model of exactly one complete trial, by number or "best", for every task.
@@ -237,9 +305,10 @@ class Folder:
         write_file(self.path / STATE, to_json(self._state))
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return result.json, or None where the run has none yet."""
+        """Return result.json, or None where the run has none yet, or one of another version."""
         path = self.path / RESULT
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        held: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        return held if held.get("version") == RESULT_VERSION else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""
@@ -248,6 +317,12 @@ class Folder:
     def checkpoint(self, name: str) -> Path:
         """Return the path of a weights file."""
         return self.path / CHECKPOINTS / f"{name}.safetensors"
+
+    def keep_only(self, name: str, prefix: str) -> None:
+        """Remove the weights files whose names begin so, but one."""
+        for path in (self.path / CHECKPOINTS).glob(f"{prefix}*.safetensors"):
+            if path != self.checkpoint(name):
+                path.unlink()
 
 
 def difference(held: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:

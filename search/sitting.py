@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
+import torch
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Network
@@ -76,6 +79,14 @@ class Sitting:
     ) -> Round:
         """Return a round of members, or of the stacks of one that was on its way, packed as the run packs."""
         return Round(members, self.executor, self.packing, seed=seed, packed=packed, halved=self._stack_fewer)
+
+    def see_margins(self, margins: Sequence[np.ndarray | None]) -> None:
+        """Let networks train on top of trees from now on: margins [N, O] of each task, None (0) where it has none."""
+        n = self.problem.table.num_rows
+        blank = [np.zeros((n, task.n_outputs), dtype=np.float32) for task in self.problem.tasks]
+        joined = np.concatenate([b if m is None else m for m, b in zip(margins, blank, strict=True)], axis=1)
+        self.problem = replace(self.problem, dataset=self.dataset.with_margins(joined))
+        self.executor.set_margins(torch.from_numpy(joined))
 
     def _stack_fewer(self, packing: Packing) -> None:
         for note in packing.notes[len(self.packing.notes) :]:

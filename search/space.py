@@ -243,9 +243,11 @@ class Space:
         return slot.common or not several or slot.spec in self._kinds(params)
 
 
-def alone(member: MemberSpec, task: str, tasks: Sequence[str]) -> MemberSpec:
-    """Return the single-task member of a configuration: the same, with all loss weight on one task."""
-    weighting = StaticWeightingSpec(loss_weight={t: float(t == task) for t in tasks})
+def within(member: MemberSpec, group: Sequence[str], tasks: Sequence[str]) -> MemberSpec:
+    """Return a configuration's member for some of the tasks, one or several: the others' losses have no weight."""
+    held = member.training.weighting
+    given = held.loss_weight if isinstance(held, StaticWeightingSpec) and len(group) > 1 else {}
+    weighting = StaticWeightingSpec(loss_weight={t: given.get(t, 1.0) if t in group else 0.0 for t in tasks})
     return member.model_copy(update={"training": member.training.model_copy(update={"weighting": weighting})})
 
 

@@ -38,6 +38,8 @@ ROUND_SIZE, MOST_ROUNDS = 16, 3
 takes more to give each worker a stack worth having after the first trials are given up."""
 ROUNDS = 4
 """Rounds that a timeout should suffice for before they become larger than the least."""
+FINALS_ENTRIES = 2.0
+"""Networks that the finals train, in those of each task alone: these, some groups, and networks on top of trees."""
 FINALS_SHARE = 0.2
 """Most of a timeout that is kept back for the finals."""
 ON_ITS_WAY = "round"
@@ -68,6 +70,7 @@ class Driver:
         references: the losses that every score is measured by.
         own_sampler: whether the sampler is ours (re-seeded before each ask, so that a resumed run asks the same).
         callbacks: called as `callback(study, trial)` after each trial is told.
+        halved: whether the trials leave as much time as they take, over all sittings, for trees to be tuned.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class Driver:
         *,
         own_sampler: bool = True,
         callbacks: Sequence[Callable[[optuna.Study, FrozenTrial], None]] = (),
+        halved: bool = False,
     ) -> None:
         self.sitting, self.study, self.references = sitting, study, references
+        self._halved, self._started = halved, time.monotonic()
         self.own_sampler, self.callbacks = own_sampler, list(callbacks)
         self._left: list[FrozenTrial] = []
         """Trials that a dead driver asked for a round which it did not begin, in their order."""
@@ -133,9 +138,13 @@ class Driver:
         """Return when trials must end, so that each task alone can still be trained at the best configuration."""
         train_s = float(self.best_trial().user_attrs.get("train_s", 0.0)) if self.n_told() else 0.0
         at_defaults = float(self.sitting.folder.read_state().get("finals_s", 0.0))
-        wanted = max(at_defaults, train_s * len(self.sitting.problem.names))
+        wanted = FINALS_ENTRIES * max(at_defaults, train_s * len(self.sitting.problem.names))
         most = FINALS_SHARE * (self.sitting.clock.timeout_s or 0.0)
-        return self.sitting.deadline(min(wanted, most))
+        end = self.sitting.deadline(min(wanted, most))
+        if not self._halved:
+            return end
+        earlier = self.sitting.clock.phases.get("search", 0.0)
+        return self._started + max(0.0, (end - self._started - earlier) / 2)
 
     def _left_running(self, trip: Trip | None) -> list[FrozenTrial]:
         """Return the trials that a dead driver left running, but those of the round that is taken over."""
@@ -171,7 +180,7 @@ class Driver:
     def _tell_default(self) -> None:
         """Tell trial 0, which the reference cohort trained, at once."""
         space, found = self.sitting.space, self.references
-        params, members = space.defaults(), found.default.members
+        params, members = space.defaults(), found.default.networks
         self._save_weights(0, space.member(params), members, found.default_losses)
         trial = optuna.trial.create_trial(
             value=self._score(found.default_losses),
@@ -340,7 +349,7 @@ class Driver:
 
     def _valid_metrics(self, members: tuple[Trained, ...]) -> dict[str, float]:
         """Return `val.<task>.<metric>` of a configuration on its validation rows, none judged by who learned it."""
-        answered = select.out_of_fold(select.Candidate("", members), self.sitting.dataset)
+        answered = select.out_of_fold(members, self.sitting.dataset)
         rows = select.validation_rows(self.sitting.dataset)
         found = {}
         problem = self.sitting.problem
@@ -371,7 +380,7 @@ class Driver:
     def candidate(self, number: int) -> tuple[select.Candidate, MemberSpec]:
         """Return a complete trial's members from disk and its spec."""
         members, info = load_members(self.sitting.folder.checkpoint(f"trial-{number:05d}"))
-        return select.Candidate(f"trial {number}", tuple(members)), MemberSpec.model_validate(info["spec"])
+        return select.Candidate(f"trial {number}", "shared", tuple(members)), MemberSpec.model_validate(info["spec"])
 
 
 def make_sampler(seed: int) -> optuna.samplers.BaseSampler:

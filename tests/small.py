@@ -11,6 +11,7 @@ import torch
 from mtl_bento.columns._base import COLUMNS
 from mtl_bento.dataset import Dataset
 from mtl_bento.encoders._base import ENCODERS
+from mtl_bento.forest import Forest
 from mtl_bento.heads.dense import DenseHeadSpec
 from mtl_bento.model import Model
 from mtl_bento.network import Inputs, NetworkSpec
@@ -91,6 +92,34 @@ def network_spec(dataset: Dataset, trunk: object | None = None, **heads: int) ->
         trunk=trunk or MLPSpec(width=32, dropout=0.0),
         heads={task.name: DenseHeadSpec(width=width) for task, width in zip(dataset.tasks, widths, strict=True)},
     )
+
+
+Stump = tuple[int, float, float, float]
+"""The feature that it reads, its threshold, and what it adds up to it (or where it is missing) and beyond it."""
+
+
+def make_forest(task: str, stumps: list[list[Stump]]) -> Forest:
+    """Return the forest of these stumps, `stumps[i][o]` that of iteration i for output o."""
+    flat = [stump for iteration in stumps for stump in iteration]
+    nodes = range(0, 3 * len(flat), 3)
+    empty = torch.empty(0, dtype=torch.long)
+    tensors = {
+        "number_source": torch.tensor([feature for feature, *_ in flat]),
+        "number_zero": torch.zeros(len(flat), dtype=torch.bool),
+        "number_missing": torch.ones(len(flat), dtype=torch.int8),
+        "set_source": empty,
+        "set_start": empty,
+        "set_words": empty,
+        "words": empty.int(),
+        "column": torch.arange(len(flat)).repeat_interleave(3),
+        "threshold": torch.tensor([at for _, threshold, *_ in flat for at in (threshold, 0.0, 0.0)]),
+        "right": torch.tensor([child for node in nodes for child in (node + 1, node + 1, node + 2)]),
+        "value": torch.tensor([v for *_, low, high in flat for v in (0.0, high, low)], dtype=torch.float64),
+        "roots": torch.tensor(list(nodes)).view(len(stumps), -1),
+        "depth": torch.tensor(1),
+        "bias": torch.zeros(len(stumps[0]), dtype=torch.float64),
+    }
+    return Forest(task, tensors)
 
 
 def make_model(table: pa.Table) -> Model:

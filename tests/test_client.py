@@ -383,3 +383,20 @@ def test_importing_the_client_imports_neither_torch_nor_pyarrow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("output", ["labels", "full"])
+def test_intervals_and_sets_come_back_as_the_model_predicts_them(
+    calibrated_model: Model, calibrated_folder: Path, table: pa.Table, output: str
+) -> None:
+    # Types too: the schema would differ where a list of labels came back as another.
+    rows = table.slice(0, 40)
+    answered = client_of(Service(calibrated_folder)).predict(rows, output=output)
+    expected = calibrated_model.predict(rows, output=output)
+    assert answered.schema == expected.schema
+    pd.testing.assert_frame_equal(answered.to_pandas(), expected.to_pandas(), rtol=1e-5)
+    if output == "full":
+        assert {"income__set", "分类__set", "smoker__set", "hours.per week__lower", "hours.per week__upper"} < set(
+            answered.column_names
+        )
+        assert answered.schema.field("smoker__set").type == pa.list_(pa.bool_())

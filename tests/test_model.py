@@ -302,6 +302,34 @@ def test_the_card_says_what_is_predicted_how_well_and_from_what(model: Model) ->
     assert "age (numeric)" in text
 
 
+def test_the_card_says_what_the_test_said_against_each_opponent(model: Model) -> None:
+    held = {"value": 0.9, "difference": 0.012, "lower": 0.004, "upper": 0.02, "verdict": "better"}
+    trees = {
+        "value": 0.95,
+        "difference": -0.038,
+        "lower": None,
+        "upper": None,
+        "verdict": "inconclusive",
+        "smallest": 0.04,
+    }
+    verdicts = {
+        "income": {"single_task": held, "trees": trees},
+        "分类": {"single_task": held | {"verdict": "same"}},
+        "smoker": {"single_task": held | {"difference": None, "verdict": "not measurable"}},
+    }
+    card = {**model.card, "metrics": {"income": {"roc_auc": 0.912}}, "verdicts": verdicts}
+    text = dataclasses.replace(model, card=card).card_text()
+    assert "| target | kind | metric | test | against single-task | against trees |\n|---|---|---|---|---|---|" in text
+    assert (
+        "| income | binary | roc_auc | 0.9120 | better: +0.0120 (+0.0040 to +0.0200) to its 0.9000 "
+        "| inconclusive, could show 0.0400: -0.0380 to its 0.9500 |"
+    ) in text
+    assert "| 分类 | multiclass | accuracy | - | same | - |" in text
+    assert "| hours.per week | regression | r2 | - | - | - |" in text
+    assert "| smoker | binary | roc_auc | - | not measurable | - |" in text
+    assert "against" not in model.card_text()
+
+
 def test_nothing_in_the_folder_is_or_needs_a_pickle(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, table: pa.Table
 ) -> None:

@@ -6,13 +6,19 @@ import json
 import pickle
 from typing import Any, Literal
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
+from mtl_bento.columns.categorical import CategoricalColumn
+from mtl_bento.columns.numeric import NumericColumn
+from mtl_bento.columns.text import TextColumn
 from mtl_bento.dataset import Dataset
 from mtl_bento.heads.dense import DenseHeadSpec
 from mtl_bento.network import Flat, Inputs, Network, NetworkSpec, Trained, stacks
+from mtl_bento.samples import BLOCK, LENGTH, sample_rows
+from mtl_bento.schema import Schema
 from mtl_bento.testing import sample_dataset, sample_members
 from mtl_bento.trunks._base import TRUNKS, Trunk, TrunkSpec
 from mtl_bento.trunks.mlp import MLPSpec
@@ -232,3 +238,52 @@ def test_settled_networks_answer_as_others_do_also_after_a_move_and_from_a_copy(
     for answer, wanted in zip(settled.double().answers(wide), expected, strict=True):
         assert answer.dtype == torch.float64
         torch.testing.assert_close(answer, wanted.double(), atol=1e-5, rtol=0)
+
+
+# What trees read
+
+
+def test_trees_read_encoded_blocks_as_they_are_with_missing_cells_as_nan() -> None:
+    table = pa.table({"n": [1.5, None, -2.0], "c": ["b", None, "a"], "m": [7.0, 8.0, 9.0], "d": ["x", "y", "x"]})
+    columns = (
+        NumericColumn(name="n"), CategoricalColumn(name="c", levels=("a", "b")), NumericColumn(name="m"),
+        CategoricalColumn(name="d", levels=("y",)),
+    )  # fmt: skip
+    schema = Schema(columns=columns)
+    blocks = {block: torch.from_numpy(values) for block, values in schema.encode(table).items()}
+    inputs = Inputs.fit(schema.blocks, blocks)
+    prepared = [inputs.encoder(block).prepare(values) for block, values in blocks.items()]
+    features = inputs.features(blocks, prepared)
+    nan = float("nan")
+    by_block = {"numeric": [[1.5, 7], [nan, 8], [-2, 9]], "categorical": [[1, 1], [nan, 0], [0, 1]]}
+    expected = torch.cat([torch.tensor(by_block[block], dtype=torch.float32) for block in blocks], 1)
+    torch.testing.assert_close(features, expected, equal_nan=True, rtol=0, atol=0)
+    start = 0 if next(iter(blocks)) == "categorical" else 2
+    assert inputs.categorical() == [start, start + 1]
+
+
+def test_trees_read_the_mean_over_real_positions() -> None:
+    columns, blocks, _, _ = sample_rows(40)
+    inputs = Inputs.fit(columns, {BLOCK: torch.from_numpy(blocks[BLOCK])})
+    width = inputs.encoder(BLOCK).n_features
+    prepared = torch.randn(3, LENGTH, width, generator=torch.Generator().manual_seed(0))
+    prepared[1, 1:] = torch.nan  # one position only
+    prepared[2] = torch.nan  # none
+    features = inputs.features({}, [prepared])
+    assert features.shape == (3, width)
+    torch.testing.assert_close(features[0], prepared[0].mean(0))
+    torch.testing.assert_close(features[1], prepared[1, 0])
+    assert features[2].isnan().all()
+    assert inputs.categorical() == []
+
+
+def test_trees_read_nothing_of_tokens_that_each_network_learns() -> None:
+    columns = {
+        "text:note": (TextColumn(name="note", backbone="tokens", length=3, vocabulary=("take", "me")),),
+        "categorical": (CategoricalColumn(name="c", levels=("a",)),),
+    }
+    blocks = {"text:note": torch.tensor([[0, 1, -1]]), "categorical": torch.tensor([[0]])}
+    inputs = Inputs.fit(columns, blocks)
+    prepared = [inputs.encoder(block).prepare(values) for block, values in blocks.items()]
+    assert inputs.features(blocks, prepared).tolist() == [[0.0]]
+    assert inputs.categorical() == [0]

@@ -49,6 +49,26 @@ def test_the_worker_passes_its_self_test_and_warms_up(worker: Worker) -> None:
     worker.warm_up()
 
 
+def test_a_calibrated_model_passes_its_self_test_and_says_what_its_answers_hold(
+    calibrated_model: Model, calibrated_folder: Path, table: pa.Table
+) -> None:
+    worker = Worker(calibrated_folder)
+    worker.self_test()
+    rows = wire.table_to_rows(table.slice(0, 20), worker.schema)
+    answers = worker.answers(wire.Reader(worker.schema).cells({"rows": rows}))
+    assert answers == calibrated_model.rows(table.slice(0, 20))
+    assert answers[0]["hours.per week"].keys() == {"value", "lower", "upper"}  # type: ignore[index]
+    assert answers[0]["分类"].keys() == {"value", "probability", "probabilities", "set"}  # type: ignore[index]
+    served = Served(calibrated_folder, "small:v1", {}, "a test")
+    about = json.loads(worker.about(artifact.read_manifest(calibrated_folder), served))
+    smoker, hours = about["tasks"][3], about["tasks"][2]
+    assert (smoker["spec"]["threshold"], smoker["spec"]["interval"]) == (0.3, 0.9)
+    assert smoker["calibration"][-1] == "'true' is answered from probability 0.3 on: rare, and best by F1"
+    assert hours["calibration"][0].startswith("`lower` to `upper` holds the truth in 0.9 of the rows: ")
+    assert about["columns"]["full"]["smoker__set"] == "list<item: bool>"
+    assert f"- hours.per week: {hours['calibration'][0]}." in calibrated_model.card_text().splitlines()
+
+
 def test_a_row_that_only_the_columns_refuse_harms_no_other_of_its_batch(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

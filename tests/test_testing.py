@@ -378,6 +378,36 @@ class NumpyTask(Regression):
         return [{"value": (float(answer),)} for answer in answers[:, 0]]
 
 
+class MeanShiftingTask(Regression):
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: Any = None) -> Any:
+        return super().calibrate(answers, targets, weights).with_spec(mean=float(answers.mean()))
+
+
+class ForgetfulOfWeightsTask(Regression):
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: Any = None) -> Any:
+        del weights
+        return super().calibrate(answers, targets)
+
+
+class ReadingUnlabelledTask(Regression):
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: Any = None) -> Any:
+        task = super().calibrate(answers, targets, weights)
+        return task.with_spec(half_width=float(np.ptp(answers))) if len(answers) else task
+
+
+class PilingUpTask(Regression):
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: Any = None) -> Any:
+        before = self.spec.half_width or 0.0
+        task = super().calibrate(answers, targets, weights)
+        return task.with_spec(half_width=task.spec.half_width and task.spec.half_width + before)
+
+
+class NarrowTask(Regression):
+    def columns(self, answers: np.ndarray) -> dict[str, pa.Array]:
+        columns = super().columns(answers)
+        return {**columns, "lower": columns["upper"]} if columns else {}
+
+
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
@@ -386,6 +416,11 @@ class NumpyTask(Regression):
         (TrustingTask, "`fit` must raise SchemaError where all labels are missing"),
         (MisjudgingTask, "`answer_losses` of one network must be its `row_losses`"),
         (NumpyTask, "`rows` must be what JSON can hold"),
+        (MeanShiftingTask, r"`calibrate` must set only what `learned` names, not \['mean'\]"),
+        (ForgetfulOfWeightsTask, "a row of weight 0 must count for nothing"),
+        (ReadingUnlabelledTask, "the answer to a row without a label must not matter"),
+        (PilingUpTask, "an earlier calibration must be replaced"),
+        (NarrowTask, "an interval or set must hold the value that is answered"),
     ],
 )
 def test_a_broken_task_is_told_which_promise_it_breaks(broken: type[Regression], promise: str) -> None:

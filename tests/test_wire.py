@@ -292,3 +292,38 @@ def test_the_documented_request_has_a_field_for_each_input_under_its_own_name() 
     row = wire.request_model(SCHEMA).model_json_schema()["$defs"]["Row"]
     assert list(row["properties"]) == ["age", "вес, кг", "state", "when", "embedding"]
     assert row["additionalProperties"] is False
+
+
+LIKELY = {"value": "yes", "probability": 0.300004, "probabilities": {"no": 0.699996, "yes": 0.300004}, "set": ["yes"]}
+UNLIKELY = {"value": "no", "probability": 0.700001, "probabilities": {"no": 0.700001, "yes": 0.299999}, "set": ["no"]}
+
+
+def test_a_value_may_differ_at_its_threshold_and_its_probability_with_it() -> None:
+    edges = {"rare": {"value": 0.3, "set": 0.9}}
+    assert wire.disagreement([{"rare": UNLIKELY}], [{"rare": LIKELY}], {}, edges) is None
+    found = wire.disagreement([{"rare": UNLIKELY}], [{"rare": LIKELY}], {}, {"rare": {"value": 0.31}})
+    assert found == "row 0, target 'rare': value is 'no' instead of 'yes'"
+    # With a threshold one half is no tie.
+    even = {"value": "yes", "probability": 0.5, "probabilities": {"no": 0.5, "yes": 0.5}}
+    found = wire.disagreement([{"rare": even | {"value": "no"}}], [{"rare": even}], {}, edges)
+    assert found == "row 0, target 'rare': value is 'no' instead of 'yes'"
+
+
+@pytest.mark.parametrize("got", [["a"], ["a", "c"], ["a", "b", "c"]])
+def test_a_label_at_the_edge_of_a_set_may_be_in_it_or_not(got: list[str]) -> None:
+    shares = {"a": 0.6, "b": 0.200004, "c": 0.199996}
+    answer = {"value": "a", "probability": 0.6, "probabilities": shares, "set": ["a", "b"]}
+    others = answer | {"set": got}
+    assert wire.disagreement([{"kind": others}], [{"kind": answer}], {}, {"kind": {"set": 0.2}}) is None
+    found = wire.disagreement([{"kind": others}], [{"kind": answer}], {}, {"kind": {"set": 0.25}})
+    assert found is not None
+    assert found.startswith("row 0, target 'kind': set")
+
+
+def test_the_fields_of_an_answer_are_said_in_words() -> None:
+    properties = wire.answer_model(ANSWER).model_json_schema()["properties"]
+    assert properties["hours"]["description"] == (
+        "`value`: the answer; `lower`: the end below of an interval that holds the truth as often as GET /model says; "
+        "`upper`: the end above"
+    )
+    assert "set" not in properties["kind"]["description"]

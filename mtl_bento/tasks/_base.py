@@ -8,8 +8,9 @@ Letters: K members, M TabM's inner members, B rows, L positions, O outputs of a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,29 @@ class TaskSpec(Spec):
 AnySpec = TypeVar("AnySpec", bound=TaskSpec)
 
 
+@dataclass(frozen=True)
+class Boosted:
+    """How gradient-boosted trees learn a task: what LightGBM is told, and labels as it reads them."""
+
+    parameters: dict[str, Any]
+    """`objective`, `metric` (the task's loss, by LightGBM's name), and what else they need."""
+    labels: np.ndarray
+    """[B] float64; any number where the label is missing."""
+    constant: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """labels [B], weights [B] -> the best constant outputs [O], float64; finite where a class is absent."""
+
+
+class Covered(NamedTuple):
+    """Whether intervals or prediction sets hold the truth."""
+
+    level: float
+    """The share of rows that they are made for."""
+    held: np.ndarray
+    """bool [B]; of no meaning where the row has no label."""
+    size: np.ndarray
+    """Width in the target's own unit, or number of labels, float64 [B]."""
+
+
 class Task(ABC, Generic[AnySpec]):
     """One thing to predict; built from its spec, stateless beside it."""
 
@@ -55,6 +79,9 @@ class Task(ABC, Generic[AnySpec]):
 
     positional: ClassVar[bool] = False
     """Whether it answers by position: outputs [K, M, B, L, O], targets [B, L], answers [B, L * O'] side by side."""
+
+    learned: ClassVar[tuple[str, ...]] = ()
+    """Spec fields that `calibrate` sets, None until then; no others change."""
 
     def __init__(self, spec: AnySpec) -> None:
         self.spec = spec
@@ -193,6 +220,11 @@ class Task(ABC, Generic[AnySpec]):
         # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
         return (losses.mean(1) * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
+    def boosted(self, targets: Tensor) -> Boosted | None:
+        """Return how boosted trees learn labels [B, ...], with raw scores as the head's outputs; None: they cannot."""
+        del targets
+        return None
+
     @abstractmethod
     def activate(self, outputs: Tensor) -> Tensor:
         """Return outputs in the space where averaging makes sense: probabilities [..., C] or numbers [..., 1]."""
@@ -229,6 +261,13 @@ class Task(ABC, Generic[AnySpec]):
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
         """Return one JSON object per row, as the service answers (design: value, probability, probabilities)."""
 
+    def change(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return how far each row's answer [B, O] is from another one, float64 [B].
+
+        The mean distance of their numbers; kinds whose answers have one number that matters give its change, signed.
+        """
+        return np.asarray(np.abs(answers.astype(np.float64) - others).mean(1))
+
     def said(self, values: pa.ChunkedArray) -> list[Any]:
         """Return labels [B] as "value" of `rows` says answers, None where missing: what a report shows as the truth."""
         said: list[Any] = plain(values).to_pylist()
@@ -238,9 +277,40 @@ class Task(ABC, Generic[AnySpec]):
         """Return where labels say that there is nothing to be found, no object and no span: bool [..., B]."""
         return torch.zeros_like(self.known(targets))
 
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: np.ndarray | None = None) -> Self:
+        """Return the task with what out-of-fold answers [V, O] and their targets [V, ...] teach of its answers.
+
+        A temperature, an interval, a threshold: whatever turns the same answers into fairer values, columns and rows.
+        Losses stay as they are. `weights` [V] of the rows, or None for equal ones. Rows without a label or weight count
+        for nothing; an earlier calibration is replaced; from too few rows nothing is learned.
+        """
+        del answers, targets, weights
+        return self
+
+    def decided(self, scored: np.ndarray) -> np.ndarray:
+        """Return scored answers as metrics of labels read them: such that the likeliest is the label answered."""
+        return scored
+
+    def covered(self, columns: Mapping[str, pa.ChunkedArray], truth: np.ndarray) -> Covered | None:
+        """Return whether intervals or sets in the columns of `output="full"` hold the truth; None where none is given.
+
+        truth [B, ...] as `truth` returns it.
+        """
+        del columns, truth
+        return None
+
+    def edges(self) -> dict[str, float]:
+        """Return the probability at which a part of an answer ("value", "set") changes, where it is not a tie."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Return in sentences what calibration did to the answers, and what it could not do; empty before it."""
+        return []
+
     def card(self) -> dict[str, Any]:
-        """Return what `GET /model` says of the task: the fields of its spec."""
-        return self.spec.model_dump(mode="json")
+        """Return what `GET /model` says of the task: the fields of its spec, and the notes on its calibration."""
+        notes = self.notes()
+        return self.spec.model_dump(mode="json") | ({"calibration": notes} if notes else {})
 
     def with_spec(self, **changes: Any) -> Self:
         """Return the same task with changed spec fields."""

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from mtl_bento.columns.categorical import by_text, text_of
 from mtl_bento.errors import SchemaError, SpecError, listing, nearest
-from mtl_bento.tasks._base import Task, TaskSpec, shortest
+from mtl_bento.tasks._base import Covered, Task, shortest
+from mtl_bento.tasks._calibration import (
+    CalibratedSpec,
+    best_temperature,
+    conformal_quantile,
+    fewest,
+    labelled,
+    tempered,
+)
 
 Label = bool | int | float | str
 LabelText = Annotated[str, BeforeValidator(lambda label: text_of(label) if isinstance(label, Label) else label)]
@@ -23,7 +32,7 @@ MOST_PROBABILITIES = 10
 """How many probabilities an answer lists: the likeliest."""
 
 
-class LevelsSpec(TaskSpec):
+class LevelsSpec(CalibratedSpec):
     """A target with labels."""
 
     levels: Annotated[tuple[Label, ...], Field()] = ()
@@ -34,6 +43,10 @@ class LevelsSpec(TaskSpec):
     """Weight of a label's rows in the loss, by label; "balanced" weighs each label alike."""
     frequencies: tuple[float, ...] = ()
     """Share of each level among the labelled training rows."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """What the logarithms of probabilities are divided by; learned by calibration, None where 1 is as good."""
+    set_threshold: float | None = None
+    """The smallest probability of a label in the prediction set; learned by calibration, None where there is no set."""
 
 
 AnySpec = TypeVar("AnySpec", bound=LevelsSpec)
@@ -41,6 +54,8 @@ AnySpec = TypeVar("AnySpec", bound=LevelsSpec)
 
 class LevelsTask(Task[AnySpec]):
     """A task whose labels are levels: codes in their order, -1 where missing."""
+
+    learned: ClassVar[tuple[str, ...]] = ("calibrated_on", "temperature", "set_threshold")
 
     def __init__(self, spec: AnySpec) -> None:
         super().__init__(spec)
@@ -77,7 +92,8 @@ class LevelsTask(Task[AnySpec]):
         counts = dict(zip([text for text, _ in firsts], np.bincount(places[places >= 0]).tolist(), strict=True))
         shares = tuple(counts.get(text_of(level), 0) / sum(counts.values()) for level in levels)
         dtype = str(typed(levels, values.type).type)
-        return spec.model_copy(update={"levels": levels, "dtype": dtype, "frequencies": shares})
+        fitted = {"levels": levels, "dtype": dtype, "frequencies": shares}
+        return spec.model_copy(update={**dict.fromkeys(cls.learned), **fitted})
 
     @classmethod
     def arrange(cls, spec: AnySpec, levels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -112,7 +128,71 @@ class LevelsTask(Task[AnySpec]):
 
     @abstractmethod
     def probabilities(self, answers: np.ndarray) -> np.ndarray:
-        """Return the probability of each level [B, C] for answers [B, O]."""
+        """Return the probability of each level [B, C] for answers [B, O], before calibration."""
+
+    def calibrated(self, answers: np.ndarray) -> np.ndarray:
+        """Return the probability of each level [B, C] as it is answered."""
+        table = self.probabilities(answers)
+        return table if self.spec.temperature is None else tempered(table, self.spec.temperature)
+
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: np.ndarray | None = None) -> Self:
+        """Return the task with a temperature where it helps, and the bound of its prediction sets.
+
+        A label is in the set from the probability on that a share `interval` of the rows gives its true label (least
+        ambiguous sets, Sadinle et al., 2019); the label answered always is.
+        """
+        rows, weight = labelled(self.known(targets), weights)
+        table, codes = self.probabilities(answers[rows]), targets.cpu().numpy()[rows]
+        temperature = best_temperature(table, codes, weight)
+        fair = table if temperature is None else tempered(table, temperature)
+        chosen = np.take_along_axis(fair, codes[:, None], 1)[:, 0].astype(np.float64)
+        bound = conformal_quantile(-chosen, self.spec.interval, weight)
+        return self.with_spec(
+            calibrated_on=len(rows), temperature=temperature, set_threshold=None if bound is None else -bound
+        )
+
+    def codes(self, table: np.ndarray) -> np.ndarray:
+        """Return the code of each label answered [B] for probabilities [B, C]: the likeliest."""
+        return np.asarray(table.argmax(1))
+
+    def decided(self, scored: np.ndarray) -> np.ndarray:
+        """Return 1 for the label answered and 0 for the others [B, C]."""
+        return np.asarray(np.eye(len(self.texts))[self.codes(scored)])
+
+    def covered(self, columns: Mapping[str, pa.ChunkedArray], truth: np.ndarray) -> Covered | None:
+        """Return whether prediction sets hold the true label, and how many labels they have."""
+        if self.spec.set_threshold is None:
+            return None
+        sets = columns[f"{self.name}__set"].combine_chunks()
+        of_row, labels = pc.list_parent_indices(sets).to_numpy(), pa.chunked_array([pc.list_flatten(sets)])
+        hits = self.encode(labels) == truth[of_row]
+        held = np.bincount(of_row[hits], minlength=len(truth)) > 0
+        return Covered(self.spec.interval, held, np.bincount(of_row, minlength=len(truth)).astype(np.float64))
+
+    def edges(self) -> dict[str, float]:
+        """Return the bound of prediction sets."""
+        return {} if self.spec.set_threshold is None else {"set": self.spec.set_threshold}
+
+    def notes(self) -> list[str]:
+        """Return what became of probabilities and prediction sets."""
+        spec = self.spec
+        if spec.calibrated_on is None:
+            return []
+        rows = f"{spec.calibrated_on:,} labelled out-of-fold rows"
+        notes = [] if spec.temperature is None else [f"probabilities are at temperature {spec.temperature:.3g}"]
+        if spec.set_threshold is None:
+            return [*notes, f"no prediction sets: {rows}, and {spec.interval:g} needs {fewest(spec.interval)} or more"]
+        return [
+            *notes,
+            f"`set` holds the true label in {spec.interval:.4g} of the rows: labels of probability "
+            f"{spec.set_threshold:.3g} or more, from {rows}",
+        ]
+
+    def change(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return by how much the probability of each row's likeliest label is more than in another answer [B]."""
+        own, other = self.probabilities(answers).astype(np.float64), self.probabilities(others)
+        rows, likeliest = np.arange(len(own)), own.argmax(1)
+        return np.asarray(own[rows, likeliest] - other[rows, likeliest])
 
     def truth(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return codes, int64 [B], -1 where missing."""
@@ -120,33 +200,38 @@ class LevelsTask(Task[AnySpec]):
 
     def scored(self, answers: np.ndarray) -> np.ndarray:
         """Return probabilities [B, C]."""
-        return self.probabilities(answers)
+        return self.calibrated(answers)
 
     def scored_columns(self, columns: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
         """Return probabilities [B, C] from the columns `proba__LABEL`."""
         return np.stack([columns[f"{self.name}__proba__{text}"].to_numpy() for text in self.texts], 1)
 
     def values(self, answers: np.ndarray) -> pa.Array:
-        """Return the likeliest label of each row, in the target's own dtype."""
-        return self._typed().take(pa.array(self.probabilities(answers).argmax(1)))
+        """Return the label of each row, in the target's own dtype."""
+        return self._typed().take(pa.array(self.codes(self.calibrated(answers))))
 
     def columns(self, answers: np.ndarray) -> dict[str, pa.Array]:
-        """Return a column `proba__LABEL` a level."""
-        table = self.probabilities(answers).astype(np.float32)
-        return {f"proba__{name}": pa.array(table[:, c]) for c, name in enumerate(self.texts)}
+        """Return a column `proba__LABEL` a level, and `set` where there are prediction sets: lists of labels."""
+        table = self.calibrated(answers)
+        narrow = table.astype(np.float32)
+        columns = {f"proba__{name}": pa.array(narrow[:, c]) for c, name in enumerate(self.texts)}
+        return columns if self.spec.set_threshold is None else columns | {"set": self._sets(table)}
 
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
         """Return value, its probability and the likeliest labels' probabilities per row."""
-        table = self.probabilities(answers)
+        table = self.calibrated(answers)
         levels = self._typed().to_pylist()
         listed = _listed(table)
         # All numbers at once: asked row by row, their digits took longer than the network.
         numbers = shortest(np.take_along_axis(table, listed, axis=1).ravel())
         size, answered = listed.shape[1], []
-        for row, (code, places) in enumerate(zip(table.argmax(1).tolist(), listed.tolist(), strict=True)):
+        for row, (code, places) in enumerate(zip(self.codes(table).tolist(), listed.tolist(), strict=True)):
             shares = dict(zip(places, numbers[row * size : (row + 1) * size], strict=True))
             named = {self.texts[c]: share for c, share in shares.items()}
             answered.append({"value": levels[code], "probability": shares[code], "probabilities": named})
+        if self.spec.set_threshold is not None:
+            for answer, labels in zip(answered, self._sets(table).to_pylist(), strict=True):
+                answer["set"] = labels
         return answered
 
     def said(self, values: pa.ChunkedArray) -> list[Any]:
@@ -157,6 +242,14 @@ class LevelsTask(Task[AnySpec]):
     def card(self) -> dict[str, Any]:
         """Return the fields of the spec, and the classes in their own type."""
         return super().card() | {"classes": self._typed().to_pylist()}
+
+    def _sets(self, table: np.ndarray) -> pa.ListArray:
+        """Return the prediction set of each row of probabilities [B, C]: labels in the order of the levels."""
+        assert self.spec.set_threshold is not None
+        held = table.astype(np.float64) >= self.spec.set_threshold
+        held[np.arange(len(table)), self.codes(table)] = True
+        ends = np.concatenate([[0], held.sum(1).cumsum()]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(ends), self._typed().take(pa.array(np.nonzero(held)[1])))
 
     def _typed(self) -> pa.Array:
         return pa.array(self.spec.levels, arrow_type(self.spec.dtype))
@@ -175,6 +268,12 @@ def typed(levels: tuple[Label, ...], kind: pa.DataType) -> pa.Array:
         return pa.array(levels, _own_type(kind))
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.array(levels)
+
+
+def log_shares(labels: np.ndarray, weights: np.ndarray, *, n_levels: int) -> np.ndarray:
+    """Return the log of each level's share [C], each counted half a time more: finite where one is absent."""
+    counts = np.bincount(labels.astype(np.int64), weights=weights, minlength=n_levels) + 0.5
+    return np.asarray(np.log(counts / counts.sum()))
 
 
 def natural(labels: Iterable[Label]) -> tuple[Label, ...]:

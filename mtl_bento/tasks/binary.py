@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mtl_bento.columns.categorical import text_of
 from mtl_bento.errors import SchemaError, listing
-from mtl_bento.tasks._base import TASKS
-from mtl_bento.tasks._levels import Label, LevelsSpec, LevelsTask
+from mtl_bento.tasks._base import TASKS, Boosted
+from mtl_bento.tasks._calibration import best_threshold, labelled
+from mtl_bento.tasks._levels import Label, LevelsSpec, LevelsTask, log_shares
 
 
 class BinarySpec(LevelsSpec):
@@ -20,6 +22,8 @@ class BinarySpec(LevelsSpec):
     kind: Literal["binary"] = "binary"
     positive: Label | None = None
     """The label whose probability is learned; None takes the later of the two in their natural order."""
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Probability from which on the positive label is answered; learned by calibration where positives are rare."""
 
 
 @TASKS.register(BinarySpec)
@@ -27,6 +31,7 @@ class Binary(LevelsTask[BinarySpec]):
     """Logistic loss in nats; answers are the positive label's probability [B, 1]."""
 
     metrics = ("roc_auc", "average_precision", "log_loss", "accuracy", "f1", "balanced_accuracy")
+    learned: ClassVar[tuple[str, ...]] = (*LevelsTask.learned, "threshold")
 
     @classmethod
     def arrange(cls, spec: BinarySpec, levels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -56,6 +61,11 @@ class Binary(LevelsTask[BinarySpec]):
         logit = outputs.squeeze(-1)
         return torch.nn.functional.softplus(logit) - logit * targets.clamp_min(0).to(logit.dtype)
 
+    def boosted(self, targets: Tensor) -> Boosted:
+        """Return the logistic loss; the raw score is the logit."""
+        parameters = {"objective": "binary", "metric": "binary_logloss"}
+        return Boosted(parameters, targets.cpu().numpy().astype(np.float64), _log_odds)
+
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the positive label's probability."""
         return outputs.sigmoid()
@@ -69,3 +79,35 @@ class Binary(LevelsTask[BinarySpec]):
     def probabilities(self, answers: np.ndarray) -> np.ndarray:
         """answers [B, 1] -> probabilities [B, 2], the negative label first."""
         return np.concatenate([1 - answers, answers], 1)
+
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: np.ndarray | None = None) -> Self:
+        """Return the task with temperature, sets, and a threshold of highest F1 where positives are rare.
+
+        Not where the user's metric is accuracy, which one half serves best.
+        """
+        task = super().calibrate(answers, targets, weights)
+        rows, weight = labelled(self.known(targets), weights)
+        p, positive = task.calibrated(answers[rows])[:, 1], targets.cpu().numpy()[rows] == 1
+        return task.with_spec(threshold=None if self.metric == "accuracy" else best_threshold(p, positive, weight))
+
+    def codes(self, table: np.ndarray) -> np.ndarray:
+        """Return 1 where the positive label is answered: from the threshold on, or where it is the likelier."""
+        if self.spec.threshold is None:
+            return super().codes(table)
+        return np.asarray(table[:, 1].astype(np.float64) >= self.spec.threshold).astype(np.int64)
+
+    def edges(self) -> dict[str, float]:
+        """Return the bound of prediction sets, and the threshold."""
+        return super().edges() | ({} if self.spec.threshold is None else {"value": self.spec.threshold})
+
+    def notes(self) -> list[str]:
+        """Return what became of probabilities, sets and threshold."""
+        if self.spec.threshold is None:
+            return super().notes()
+        words = f"{self.texts[1]!r} is answered from probability {self.spec.threshold:.3g} on: rare, and best by F1"
+        return [*super().notes(), words]
+
+
+def _log_odds(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    no, yes = log_shares(labels, weights, n_levels=2)
+    return np.array([yes - no])

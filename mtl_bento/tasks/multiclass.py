@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtl_bento.tasks._base import TASKS
-from mtl_bento.tasks._levels import LevelsSpec, LevelsTask
+from mtl_bento.tasks._base import TASKS, Boosted
+from mtl_bento.tasks._levels import LevelsSpec, LevelsTask, log_shares
 
 
 class MulticlassSpec(LevelsSpec):
@@ -33,6 +34,12 @@ class Multiclass(LevelsTask[MulticlassSpec]):
         """outputs [K, M, B, C], targets [K or 1, 1, B] -> nats [K, M, B]."""
         places = targets.clamp_min(0).expand(outputs.shape[:-1]).unsqueeze(-1)
         return outputs.logsumexp(-1) - outputs.gather(-1, places).squeeze(-1)
+
+    def boosted(self, targets: Tensor) -> Boosted:
+        """Return cross-entropy; the raw scores are the logits."""
+        parameters = {"objective": "multiclass", "metric": "multi_logloss", "num_class": self.n_outputs}
+        constant = partial(log_shares, n_levels=self.n_outputs)
+        return Boosted(parameters, targets.cpu().numpy().astype(np.float64), constant)
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Return probabilities."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 from torch import Tensor
 
 from mtl_bento.errors import SchemaError
 from mtl_bento.spec import Finite
 from mtl_bento.table import plain
-from mtl_bento.tasks._base import TASKS, Task, TaskSpec, shortest, zero_fill
+from mtl_bento.tasks._base import TASKS, Boosted, Covered, Task, shortest, zero_fill
+from mtl_bento.tasks._calibration import CalibratedSpec, conformal_quantile, fewest, labelled
 
 
-class RegressionSpec(TaskSpec):
+class RegressionSpec(CalibratedSpec):
     """A number to predict; mean and spread are learned from the training labels."""
 
     kind: Literal["regression"] = "regression"
@@ -26,6 +28,8 @@ class RegressionSpec(TaskSpec):
     """Standard deviation of the training labels."""
     dtype: str = "double"
     """Arrow type of the predictions: the target's own where it is a float."""
+    half_width: Annotated[float, Field(ge=0)] | None = None
+    """Half the width of the interval around a value, in the target's own unit; learned by calibration."""
 
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -37,6 +41,7 @@ class Regression(Task[RegressionSpec]):
     """Squared error in units of the training labels' variance; answers are standardised numbers [B, 1]."""
 
     metrics = ("r2", "rmse", "mae")
+    learned: ClassVar[tuple[str, ...]] = ("calibrated_on", "half_width")
 
     @classmethod
     def fit(cls, spec: RegressionSpec, values: pa.ChunkedArray) -> RegressionSpec:
@@ -52,7 +57,8 @@ class Regression(Task[RegressionSpec]):
                 f"Target {spec.name!r} is {known[0]:g} in every training row; there is nothing to learn, leave it out."
             )
         dtype = "float" if values.type == pa.float32() else "double"
-        return spec.model_copy(update={"mean": float(known.mean()), "spread": float(known.std()), "dtype": dtype})
+        fitted = {"mean": float(known.mean()), "spread": float(known.std()), "dtype": dtype}
+        return spec.model_copy(update={**dict.fromkeys(cls.learned), **fitted})
 
     @property
     def n_outputs(self) -> int:
@@ -71,6 +77,10 @@ class Regression(Task[RegressionSpec]):
         """outputs [K, M, B, 1], targets [K or 1, 1, B] -> squared errors [K, M, B]."""
         return (outputs.squeeze(-1) - zero_fill(targets, self.known(targets)).to(outputs.dtype)).square()
 
+    def boosted(self, targets: Tensor) -> Boosted:
+        """Return squared error on standardised labels; the raw score is the standardised number."""
+        return Boosted({"objective": "regression", "metric": "l2"}, targets.cpu().numpy().astype(np.float64), _mean)
+
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the standardised numbers as they are."""
         return outputs
@@ -82,6 +92,10 @@ class Regression(Task[RegressionSpec]):
     def trivial_loss(self, targets: Tensor) -> float:
         """Return the variance of the known standardised labels."""
         return float(targets[self.known(targets)].double().var(unbiased=False).clamp_min(1e-12))
+
+    def change(self, answers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return by how much each row's number is more than in another answer, in the target's unit [B]."""
+        return np.asarray(self._numbers(answers) - self._numbers(others))
 
     def truth(self, values: pa.ChunkedArray) -> np.ndarray:
         """Return labels in their own unit, float64 [B], NaN where missing."""
@@ -100,13 +114,48 @@ class Regression(Task[RegressionSpec]):
         return pa.array(self._numbers(answers)).cast(self.spec.dtype)
 
     def columns(self, answers: np.ndarray) -> dict[str, pa.Array]:
-        """Return nothing beside the value; intervals come with calibration."""
-        del answers
-        return {}
+        """Return the ends of the interval, `lower` and `upper`, once calibrated."""
+        return {name: pa.array(ends).cast(self.spec.dtype) for name, ends in self._bounds(answers).items()}
 
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
-        """Return `{"value": number}` per row."""
-        return [{"value": value} for value in shortest(self._numbers(answers))]
+        """Return `{"value": number}` per row, and `lower` and `upper` once calibrated."""
+        columns = {"value": self._numbers(answers), **self._bounds(answers)}
+        each = zip(*(shortest(numbers) for numbers in columns.values()), strict=True)
+        return [dict(zip(columns, numbers, strict=True)) for numbers in each]
+
+    def calibrate(self, answers: np.ndarray, targets: Tensor, weights: np.ndarray | None = None) -> Self:
+        """Return the task with the half width of its intervals: the conformal quantile of absolute residuals."""
+        rows, weight = labelled(self.known(targets), weights)
+        residuals = np.abs(answers[rows, 0].astype(np.float64) - targets.cpu().numpy()[rows])
+        bound = conformal_quantile(residuals, self.spec.interval, weight)
+        return self.with_spec(calibrated_on=len(rows), half_width=None if bound is None else bound * self.spec.spread)
+
+    def covered(self, columns: Mapping[str, pa.ChunkedArray], truth: np.ndarray) -> Covered | None:
+        """Return whether intervals hold the truth, and their widths."""
+        if self.spec.half_width is None:
+            return None
+        lower, upper = (_numbers(self.name, columns[f"{self.name}__{end}"]) for end in ("lower", "upper"))
+        return Covered(self.spec.interval, (lower <= truth) & (truth <= upper), upper - lower)
+
+    def notes(self) -> list[str]:
+        """Return what became of the interval."""
+        spec = self.spec
+        if spec.calibrated_on is None:
+            return []
+        rows = f"{spec.calibrated_on:,} labelled out-of-fold rows"
+        if spec.half_width is None:
+            return [f"no interval: {rows}, and {spec.interval:g} needs {fewest(spec.interval)} or more"]
+        return [
+            f"`lower` to `upper` holds the truth in {spec.interval:.4g} of the rows: {spec.half_width:.4g} on either "
+            f"side of the value, from {rows}"
+        ]
+
+    def _bounds(self, answers: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the ends of the interval [B] by name; none before calibration."""
+        if self.spec.half_width is None:
+            return {}
+        numbers = self._numbers(answers)
+        return {"lower": numbers - self.spec.half_width, "upper": numbers + self.spec.half_width}
 
     def said(self, values: pa.ChunkedArray) -> list[Any]:
         """Return the numbers, None where missing."""
@@ -114,6 +163,10 @@ class Regression(Task[RegressionSpec]):
 
     def _numbers(self, answers: np.ndarray) -> np.ndarray:
         return answers[:, 0].astype(np.float64) * self.spec.spread + self.spec.mean
+
+
+def _mean(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.array([np.average(labels, weights=weights)])
 
 
 def _numbers(name: str, values: pa.ChunkedArray) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from torch import Tensor
+
 from mtl_bento.training import Stack
 
 
@@ -26,6 +28,10 @@ class Executor(ABC):
 
         One for which the memory does not suffice comes back as None, and leaves the memory free.
         """
+
+    @abstractmethod
+    def set_margins(self, margins: Tensor) -> None:
+        """Give the dataset the margins of trees [N, sum of O], for offset networks; only while nothing trains."""
 
     @abstractmethod
     def stop(self) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import RunError
@@ -93,6 +94,10 @@ class InProcess(Executor):
         self._stop.deadline = deadline
         return [advance_if_it_fits(s, self.dataset, goal, reference=reference, stop=self._stop) for s in stacks]
 
+    def set_margins(self, margins: Tensor) -> None:
+        """Give the dataset the margins of trees [N, sum of O]."""
+        self.dataset = self.dataset.with_margins(margins)
+
     def stop(self) -> None:
         """End training early, now and from now on."""
         self._stop.now()
@@ -146,6 +151,13 @@ class Processes(Executor):
             done[place] = answer
         return [done[place] for place in range(len(stacks))]
 
+    def set_margins(self, margins: Tensor) -> None:
+        """Give every worker's dataset the margins of trees [N, sum of O]: they alone travel, before the next job."""
+        self.dataset = self.dataset.with_margins(margins)
+        packed = packed_bytes(self.dataset.margins)
+        for worker in self._workers:
+            worker.send_first(packed)
+
     def stop(self) -> None:
         """End training early, now and from now on."""
         for worker in self._workers:
@@ -179,7 +191,7 @@ class _Worker:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        self._unsent = packed  # with the first job: until then the process still imports
+        self._unsent = [packed]  # with the first job: until then the process still imports
 
     @property
     def _pipe_in(self) -> BinaryIO:
@@ -189,9 +201,9 @@ class _Worker:
     def ask(self, job: Any) -> Any:
         """Return the answer to a job; raises WorkerError where the worker failed, RunError where it died."""
         try:
-            if self._unsent:
-                send(self._pipe_in, self._unsent)
-                self._unsent = b""
+            while self._unsent:
+                send(self._pipe_in, self._unsent[0])
+                del self._unsent[0]
             send(self._pipe_in, packed_bytes(job))
             assert self._process.stdout is not None
             answer = pickle.loads(receive(self._process.stdout))
@@ -203,6 +215,10 @@ class _Worker:
         if isinstance(answer, str):
             raise WorkerError(answer)
         return answer
+
+    def send_first(self, packed: bytes) -> None:
+        """Send something ahead of the next job."""
+        self._unsent.append(packed)
 
     def stop(self) -> None:
         """Ask the process to end its training early."""

@@ -8,8 +8,9 @@ from statistics import median
 
 from mtl_bento_search.report.axes import Scale, picture
 from mtl_bento_search.report.html import Html, el, join, name
-from mtl_bento_search.report.reading import Comparison, known
+from mtl_bento_search.report.reading import Against, Comparison, known
 from mtl_bento_search.report.words import duration, percent, verdict
+from mtl_bento_search.verdict import SAME
 
 MOST_IMPORTANT = 15
 """Hyperparameters shown."""
@@ -19,24 +20,25 @@ NOISIEST = 4.0
 
 
 def forest_reach(tested: list[Comparison]) -> float:
-    """Return the share of the single-task error at either end of the interval bars; NaN where there is none."""
-    reaches = [max(abs(v) for v in bounds) for task in tested if (bounds := known(task.relative))]
+    """Return the share of an opponent's error at either end of the interval bars; NaN where there is none."""
+    held = [against.relative for task in tested for against in task.against.values()]
+    reaches = [max(abs(v) for v in bounds) for relative in held if (bounds := known(relative))]
     reaches = [reach for reach in reaches if reach > 0]
     return min(max(reaches), NOISIEST * median(reaches)) * 1.05 if reaches else math.nan
 
 
-def forest_bar(task: Comparison, reach: float) -> Html | None:
-    """Return the interval of a task's difference around zero, better to the right; None where there is none."""
-    low, middle, high = task.relative
-    if task.served_by == task.compared_with or not known([low + high]) or math.isnan(reach):
+def forest_bar(against: Against, reach: float) -> Html | None:
+    """Return the interval of a difference around zero, better to the right; None where there is none."""
+    low, middle, high = against.relative
+    if against.verdict == SAME or not known([low + high]) or math.isnan(reach):
         return None
     across, y = Scale(-reach, reach, 4, FOREST_WIDTH - 4), FOREST_HEIGHT / 2
     zero = el("path", d=f"M{across(0)} 1V{FOREST_HEIGHT - 1}", class_="zero")
     bar = el("path", d=f"M{across.clamped(low)} {y}H{across.clamped(high)}", class_="bar")
     ends = [_end(across, value, reach, y) for value in (low, high)]
     dot = el("circle", cx=across.clamped(middle), cy=y, r=4, class_="mark")
-    label = f"{percent(middle)} of the single-task network's error, 95 % interval {percent(low)} to {percent(high)}"
-    tone = f"plot forest {verdict(task.verdict).tone}"
+    label = f"{percent(middle)} of the other's error, 95 % interval {percent(low)} to {percent(high)}"
+    tone = f"plot forest {verdict(against.verdict).tone}"
     drawn = [zero, bar, *ends, dot] if low != high else [zero, dot]
     return picture(*drawn, label=label, width=FOREST_WIDTH, height=FOREST_HEIGHT, class_=tone)
 

@@ -7,7 +7,7 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-from mtl_bento_search.report import media, provenance, results, trials
+from mtl_bento_search.report import media, provenance, results, sharing, trials
 from mtl_bento_search.report.curves import history, losses, training
 from mtl_bento_search.report.html import Child, Html, el, join, name
 from mtl_bento_search.report.network import draw
@@ -30,7 +30,9 @@ def page(facts: Facts, folder: Path) -> Html:
     body = [
         ("result", "Result", results.result(facts)),
         ("next", "What to type next", provenance.commands(folder)),
-        ("network", "The chosen network", _network(facts)),
+        ("blend", "Who serves which target", sharing.served(facts.result)),
+        ("network", "The chosen networks", _network(facts)),
+        ("groups", "Which targets share", sharing.groups(facts.result)),
         ("metrics", "Every metric", results.every_metric(facts)),
         ("rows", "Test rows", media.section(facts.result.get("shown"))),
         ("search", "The search", _search(facts)),
@@ -54,7 +56,9 @@ def _section(anchor: str, title: str, content: Child) -> Html:
     return el("section", el("h2", title), content, id=anchor)
 
 
-def _network(facts: Facts) -> Html:
+def _network(facts: Facts) -> Html | None:
+    if not facts.result["network"]["groups"]:  # trees alone serve
+        return None
     drawn = draw(facts.result["network"], facts.kinds)
     words = "Every target has its own head; the number in it is the units of its hidden layer, a linear head has none."
     return join(el("div", drawn, class_="network"), el("p", words, class_="caption"))

@@ -14,6 +14,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from mtl_bento_search.verdict import told
+
 Curve = list[tuple[float, float]]
 """(step, value), ascending; a value that was not finite is NaN."""
 
@@ -34,8 +36,50 @@ def curve(points: Any) -> Curve:
 
 
 @dataclass(frozen=True)
+class Against:
+    """What the test rows say of a task against an opponent."""
+
+    name: str
+    """Who it is: "single-task a at trial 8"."""
+    value: float
+    difference: float
+    """Positive where this model is better, whichever way the metric points."""
+    lower: float
+    upper: float
+    verdict: str
+    smallest: float
+    """The smallest difference that the rows could have shown, where they showed none; else NaN."""
+    error: float
+    """How far it is from perfect: 1 - score, or the error itself; NaN where it is not."""
+    metrics: dict[str, float]
+
+    @classmethod
+    def read(cls, held: dict[str, Any], *, higher_is_better: bool) -> Against:
+        """Return an entry of a record's "against"."""
+        value = number(held["value"])
+        error = 1 - value if higher_is_better else value
+        return cls(
+            name=held["name"],
+            value=value,
+            difference=number(held["difference"]),
+            lower=number(held["lower"]),
+            upper=number(held["upper"]),
+            verdict=held["verdict"],
+            smallest=number(held["smallest"]),
+            error=error if error > 0 else math.nan,
+            metrics={name: number(v) for name, v in held["metrics"].items()},
+        )
+
+    @property
+    def relative(self) -> tuple[float, float, float]:
+        """The lower bound, the difference and the upper bound as shares of the opponent's error."""
+        low, middle, high = (v / self.error for v in (self.lower, self.difference, self.upper))
+        return low, middle, high
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """A task on the test rows, beside its single-task network."""
+    """A task on the test rows, beside its opponents."""
 
     name: str
     kind: str
@@ -43,52 +87,36 @@ class Comparison:
     higher_is_better: bool
     ours: float
     interval: tuple[float, float]
-    single: float
-    difference: float
-    """Positive where this model is better, whichever way the metric points."""
-    lower: float
-    upper: float
-    verdict: str
-    served_by: str
-    compared_with: str
+    served_by: dict[str, float]
+    """Who answers, with their shares."""
     n_test: int
-    metrics: dict[str, tuple[float, float]]
-    """Every metric of the task's kind: ours and the single-task network's."""
+    metrics: dict[str, float]
+    """Every metric of the task's kind."""
+    values: dict[str, float]
+    """The metric of every arm."""
+    losses: dict[str, float]
+    """Of every arm, in units of the trivial predictor's."""
+    against: dict[str, Against]
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Comparison:
         """Return a record of result.json."""
         low, high = (number(v) for v in record["interval"])
-        single = record["single_task_metrics"]
+        higher = bool(record["higher_is_better"])
         return cls(
             name=record["task"],
             kind=record["kind"],
             metric=record["metric"],
-            higher_is_better=bool(record["higher_is_better"]),
+            higher_is_better=higher,
             ours=number(record["ours"]),
             interval=(low, high),
-            single=number(record["single_task"]),
-            difference=number(record["difference"]),
-            lower=number(record["lower"]),
-            upper=number(record["upper"]),
-            verdict=record["verdict"],
             served_by=record["served_by"],
-            compared_with=record["compared_with"],
             n_test=int(record["n_test"]),
-            metrics={n: (number(v), number(single.get(n))) for n, v in record["metrics"].items()},
+            metrics={name: number(v) for name, v in record["metrics"].items()},
+            values={arm: number(v) for arm, v in record["values"].items()},
+            losses={arm: number(v) for arm, v in record["losses"].items()},
+            against={arm: Against.read(a, higher_is_better=higher) for arm, a in record["against"].items()},
         )
-
-    @property
-    def single_error(self) -> float:
-        """How far the single-task network is from perfect: 1 - score, or the error itself; NaN where it is not."""
-        error = 1 - self.single if self.higher_is_better else self.single
-        return error if error > 0 else math.nan
-
-    @property
-    def relative(self) -> tuple[float, float, float]:
-        """The difference and its bounds as shares of the single-task network's error."""
-        low, middle, high = (v / self.single_error for v in (self.lower, self.difference, self.upper))
-        return low, middle, high
 
 
 @dataclass(frozen=True)
@@ -115,6 +143,11 @@ class Facts:
     def tested(self) -> list[Comparison]:
         """The tasks on the test rows; empty where none were kept."""
         return [Comparison.read(record) for record in self.result["tasks"]]
+
+    @cached_property
+    def opponents(self) -> list[str]:
+        """The arms that the tasks are compared with."""
+        return told(self.result["tasks"])
 
     @cached_property
     def names(self) -> list[str]:

@@ -7,23 +7,27 @@ from collections.abc import Sequence
 
 from mtl_bento_search.report.bars import forest_bar, forest_reach
 from mtl_bento_search.report.html import Html, el, join, name, names, prose, text
-from mtl_bento_search.report.reading import Comparison, Facts
+from mtl_bento_search.report.reading import Against, Comparison, Facts
 from mtl_bento_search.report.words import (
     MINUS,
     MOST_SENTENCES,
+    NOTHING,
     between,
     by_verdict,
-    compared_with,
     count,
     direction,
     figure,
+    heading,
     headline,
+    least,
     percent,
     sentence,
     signed,
     verdict,
+    where,
     who_serves,
 )
+from mtl_bento_search.verdict import ARMS, INCONCLUSIVE, OPPONENTS, RULE, SAME, WORSE
 
 MOST_OPEN = 8
 """Tasks up to which the table of every metric is unfolded."""
@@ -33,11 +37,21 @@ def result(facts: Facts) -> Html:
     """Return the section that answers: did sharing help?"""
     if not facts.tested:
         return join(_no_test(), el("p", _on_validation(facts), class_="lead"), validation(facts))
+    tested, alone = facts.tested, len(facts.tested) == 1
+    heads = [
+        el(
+            "p",
+            headline(tested, opponent),
+            class_="lead" if place == 0 or WORSE in by_verdict(tested, opponent) else None,
+        )
+        for place, opponent in enumerate(facts.opponents)
+    ]
+    said = el("ul", [el("li", sentence(task, alone=alone)) for task in tested], class_="said")
     return join(
         _looks(int(facts.result["test_looks"])),
-        el("p", headline(facts.tested), class_="lead"),
-        _sentences(facts.tested) if len(facts.tested) <= MOST_SENTENCES else _groups(facts.tested),
-        comparison(facts.tested),
+        *heads,
+        said if len(tested) <= MOST_SENTENCES else _groups(facts),
+        comparison(facts),
     )
 
 
@@ -70,86 +84,79 @@ def _on_validation(facts: Facts) -> Html:
     gains = [facts.validation(task)[2] for task in facts.names]
     lower = f"{sum(gain > 0 for gain in gains)} of {count(len(gains), 'target')}"
     alone = "the network at the defaults" if len(gains) == 1 else "single-task networks"
-    words = text(f"On validation rows, trial {facts.best} has a lower loss than {alone} for {lower}.")
-    kept = [t for g in facts.result["network"]["groups"] if g["name"] != f"trial {facts.best}" for t in g["tasks"]]
-    return join(words, " Single-task networks are kept for ", names(kept, most=6), ".") if kept else words
+    return text(f"On validation rows, trial {facts.best} has a lower loss than {alone} for {lower}.")
 
 
-def _sentences(tested: list[Comparison]) -> Html:
-    alone = len(tested) == 1
-    said = [el("li", _chip(task, alone=alone), " ", sentence(task, alone=alone)) for task in tested]
-    return el("ul", said, class_="said")
-
-
-def _groups(tested: list[Comparison]) -> Html:
-    """Return the tasks by verdict, each with its difference."""
+def _groups(facts: Facts) -> Html:
+    """Return the tasks by verdict against each opponent, each with its difference."""
     said = []
-    for word, held in by_verdict(tested).items():
-        shown = verdict(word)
-        each = [join(name(task.name), _by(task)) for task in held]
-        said.append(
-            el(
-                "li",
-                el("span", f"{shown.mark} {shown.label}: {len(held)}", class_=f"chip {shown.tone}"),
-                " ",
-                join(*each, by=", "),
-            )
-        )
+    for opponent in facts.opponents:
+        if len(facts.opponents) > 1:
+            said.append(el("li", el("strong", heading(opponent)), class_="group"))
+        for word, held in by_verdict(facts.tested, opponent).items():
+            shown = verdict(word)
+            each = [join(name(task.name), _by(task, task.against[opponent])) for task in held]
+            chip = el("span", f"{shown.mark} {shown.label}: {len(held)}", class_=f"chip {shown.tone}")
+            said.append(el("li", chip, " ", join(*each, by=", ")))
     return el("ul", said, class_="said")
 
 
-def _by(task: Comparison) -> Html | None:
-    if task.verdict == "single-task kept" or not math.isfinite(task.difference):
+def _by(task: Comparison, against: Against) -> Html | None:
+    if against.verdict == SAME or not math.isfinite(against.difference):
         return None
-    return el("span", f" ({signed(task.difference)} {task.metric})", class_="quiet")
-
-
-def _chip(task: Comparison, *, alone: bool) -> Html:
-    shown = verdict(task.verdict, alone=alone)
-    return el("span", f"{shown.mark} {shown.label}", class_=f"chip {shown.tone}")
+    return el("span", f" ({signed(against.difference)} {task.metric})", class_="quiet")
 
 
 # -- the comparison -----------------------------------------------------------------------------------------------
 
 
-def comparison(tested: list[Comparison]) -> Html:
-    """Return the table of each task beside its single-task network."""
+def comparison(facts: Facts) -> Html:
+    """Return the table of each task beside its opponents."""
+    tested, opponents = facts.tested, facts.opponents
     alone, reach = len(tested) == 1, forest_reach(tested)
-    other = "At the defaults" if alone else "Single-task"
-    heads = ["Target", "This model", other, "Difference", "← worse, better →", "Verdict, served by"]
-    labels = [*heads[:4], "Interval", "Verdict"]
-    rows = [_comparison_row(task, reach, labels, alone=alone) for task in tested]
-    words = "All figures are from the test rows; in small, 95 % bootstrap intervals."
+    heads = ["Target", "This model", *(heading(opponent, alone=alone) for opponent in opponents)]
+    rows = [_comparison_row(task, reach, heads, opponents) for task in tested]
+    words = f"All figures are from the test rows; in small, 95 % bootstrap intervals. {RULE}"
     if math.isfinite(reach):
         words += (
-            " The bars show the interval of the difference as a share of the "
-            f"{'other' if alone else 'single-task'} network's error (1 − score, or the error itself), from "
-            f"{percent(-reach)} to {percent(reach)}."
+            " The bars show the interval of the difference as a share of the other's error (1 − score, or the error "
+            f"itself), from {percent(-reach)} (worse) to {percent(reach)} (better)."
         )
     return join(_table(heads, rows, class_="cards compare"), el("p", words, class_="caption"))
 
 
-def _comparison_row(task: Comparison, reach: float, labels: list[str], *, alone: bool) -> Html:
+def _comparison_row(task: Comparison, reach: float, heads: list[str], opponents: list[str]) -> Html:
     target = join(
         el("strong", name(task.name)),
         el("small", f"{task.metric}, {direction(higher_is_better=task.higher_is_better)}"),
         el("small", f"{task.kind}, {count(task.n_test, 'row')}"),
     )
-    same = task.verdict == "single-task kept"
-    cells = [
-        (target, "head"),
-        (join(el("b", figure(task.ours)), _bounds(*task.interval)), "num"),
-        (join(el("b", figure(task.single)), el("small", compared_with(task))), "num"),
-        (join(el("b", "same network" if same else signed(task.difference)),
-              None if same else _bounds(task.lower, task.upper, difference=True)), "num"),
-        (forest_bar(task, reach), "picture"),
-        (join(_chip(task, alone=alone), el("small", who_serves(task, alone=alone))), ""),
-    ]  # fmt: skip
-    return _row(cells, labels)
+    ours = join(el("b", figure(task.ours)), _bounds(*task.interval), el("small", who_serves(task), class_="who"))
+    cells = [(target, "head"), (ours, "num")]
+    cells += [(_against(task, task.against.get(opponent), reach), "num against") for opponent in opponents]
+    return _row(cells, heads)
 
 
-def _bounds(low: float, high: float, *, difference: bool = False) -> Html | None:
-    return el("small", between(low, high, difference=difference)) if math.isfinite(low + high) else None
+def _against(task: Comparison, against: Against | None, reach: float) -> Html:
+    """Return the figure of an opponent, the verdict, and the difference with its interval, also as a bar."""
+    if against is None:
+        return text(NOTHING)
+    value = join(el("b", figure(against.value)), " ", _chip(against), el("small", where(task, against), class_="who"))
+    if against.verdict == SAME or not math.isfinite(against.difference):
+        return value
+    bounds = between(against.lower, against.upper, difference=True)
+    spread = "" if bounds == NOTHING else f" ({bounds})"
+    few = el("small", least(against), class_="who") if against.verdict == INCONCLUSIVE else None
+    return join(value, el("small", f"{signed(against.difference)}{spread}"), forest_bar(against, reach), few)
+
+
+def _chip(against: Against) -> Html:
+    shown = verdict(against.verdict)
+    return el("span", f"{shown.mark} {shown.label}", class_=f"chip {shown.tone}")
+
+
+def _bounds(low: float, high: float) -> Html | None:
+    return el("small", between(low, high)) if math.isfinite(low + high) else None
 
 
 def _table(heads: list[str], rows: list[Html], *, class_: str) -> Html:
@@ -177,24 +184,50 @@ def every_metric(facts: Facts) -> Html | None:
     """Return all metrics of each task on the test rows, and its losses on the validation rows."""
     if not facts.tested:
         return None
-    heads = ["Metric", "This model", "At the defaults" if len(facts.tested) == 1 else "Single-task"]
+    shown = el("h3", "Every way to answer"), every_arm(facts), el("h3", "Every metric")
+    heads = ["Metric", "This model", *(OPPONENTS[opponent].capitalize() for opponent in facts.opponents)]
     head = el("tr", [el("th", label, scope="col") for label in heads])
-    table = el("table", el("thead", head), [_metric_rows(task) for task in facts.tested], class_="plain")
+    rows = [_metric_rows(task, facts.opponents) for task in facts.tested]
+    table = el("table", el("thead", head), rows, class_="plain")
     if len(facts.tested) <= MOST_OPEN:
-        return join(table, el("h3", "On the validation rows"), validation(facts))
+        return join(*shown, table, el("h3", "On the validation rows"), validation(facts))
     n = len(facts.tested)
     return join(
+        *shown[:2],
         el("details", el("summary", f"Every metric of {n} targets on the test rows"), table),
         el("details", el("summary", f"The losses of {n} targets on the validation rows"), validation(facts)),
     )
 
 
-def _metric_rows(task: Comparison) -> Html:
-    rows = [el("tr", el("th", name(task.name), scope="rowgroup", colspan=3), class_="group")]
-    for metric, (ours, single) in task.metrics.items():
+def every_arm(facts: Facts) -> Html:
+    """Return the metric of each task in every arm that was scored: what sharing, mixing and searching each gave."""
+    arms = [arm for arm in ARMS if any(arm in task.values for task in facts.tested)]
+    heads = ["Target", *(ARMS[arm].capitalize() for arm in arms)]
+    rows = []
+    for task in facts.tested:
+        target = join(name(task.name), el("small", task.metric))
+        rows.append(_row([(target, "head"), *((_arm(task, arm), "num") for arm in arms)], heads))
+    words = (
+        "On the test rows; below each figure the loss that is trained for, where 1 is the best answer that is the same "
+        "for every row."
+    )
+    return join(_table(heads, rows, class_="cards plain"), el("p", words, class_="caption"))
+
+
+def _arm(task: Comparison, arm: str) -> Html:
+    loss = task.losses.get(arm, math.nan)
+    below = el("small", f"loss {figure(loss, digits=3)}") if math.isfinite(loss) else None
+    return join(figure(task.values.get(arm, math.nan)), below)
+
+
+def _metric_rows(task: Comparison, opponents: list[str]) -> Html:
+    columns = 2 + len(opponents)
+    rows = [el("tr", el("th", name(task.name), scope="rowgroup", colspan=columns), class_="group")]
+    others = [task.against[opponent].metrics if opponent in task.against else {} for opponent in opponents]
+    for metric, ours in task.metrics.items():
         label = join(metric, el("span", " (shown first)", class_="quiet") if metric == task.metric else None)
-        figures = [el("td", figure(value), class_="num") for value in (ours, single)]
-        rows.append(el("tr", el("th", label, scope="row"), figures))
+        values = [ours, *(other.get(metric, math.nan) for other in others)]
+        rows.append(el("tr", el("th", label, scope="row"), [el("td", figure(v), class_="num") for v in values]))
     return el("tbody", rows)
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtl_bento_search.report.html import Html, el, join, name, names, text
-from mtl_bento_search.report.reading import Comparison
+from mtl_bento_search.report.reading import Against, Comparison
+from mtl_bento_search.verdict import BETTER, INCONCLUSIVE, NOUNS, OPPONENTS, SAME, TIED, UNKNOWN, WORSE
+from mtl_bento_search.verdict import names as shares
 
 NOTHING = "–"
 """What stands for a figure that could not be measured."""
@@ -30,21 +32,19 @@ class Verdict:
 
 
 VERDICTS = {
-    "better": Verdict("Sharing helped", "good", "▲"),
-    "worse": Verdict("Worse than single-task", "bad", "▼"),
-    "single-task kept": Verdict("Single-task kept", "kept", "◆"),
-    "no difference shown": Verdict("No difference shown", "even", "="),
-    "not measurable": Verdict("Not measurable", "even", "?"),
+    BETTER: Verdict("Better", "good", "▲"),
+    WORSE: Verdict("Worse", "bad", "▼"),
+    SAME: Verdict("Same network", "kept", "◆"),
+    TIED: Verdict("Tie", "even", "="),
+    INCONCLUSIVE: Verdict("Inconclusive", "even", "~"),
+    UNKNOWN: Verdict("Not measurable", "even", "?"),
 }
 """By the word in result.json, in the order in which they are told."""
-ALONE = {"better": "Search helped", "worse": "Worse than the defaults", "single-task kept": "Defaults kept"}
-"""With one task there is nothing to share: its network is compared with the one at the defaults."""
 
 
-def verdict(word: str, *, alone: bool = False) -> Verdict:
+def verdict(word: str) -> Verdict:
     """Return how a verdict is shown; an unknown one shows its own word."""
-    held = VERDICTS.get(word, Verdict(word[:1].upper() + word[1:], "even", "·"))
-    return Verdict(ALONE[word], held.tone, held.mark) if alone and word in ALONE else held
+    return VERDICTS.get(word, Verdict(word[:1].upper() + word[1:], "even", "·"))
 
 
 def figure(value: float, *, digits: int = 4) -> str:
@@ -175,88 +175,124 @@ def direction(*, higher_is_better: bool) -> str:
     return "higher is better" if higher_is_better else "lower is better"
 
 
-def headline(tested: list[Comparison]) -> Html:
-    """Return what the test says of all tasks together."""
-    groups = by_verdict(tested)
-    if len(tested) == 1:
-        return _one(tested[0])
-    total, sentences = len(tested), []
+def headline(tested: list[Comparison], opponent: str = "single_task") -> Html:
+    """Return what the test says of all tasks together against an opponent."""
+    groups = by_verdict(tested, opponent)
+    total = len(tested)
+    if total == 1 and opponent == "single_task":
+        return join(*[text(_ALONE.get(word, f"{verdict(word).label}.")) for word in groups])
+    sentences = []
     for word, held in groups.items():
         who = names([task.name for task in held]) if len(held) <= 3 and total <= 8 else _so_many(len(held), total)
-        sentences.append(join(_SUMMARY.get(word, f"{verdict(word).label}: "), who, "."))
+        said = _SUMMARY.get(word, f"{verdict(word).label}: ").format(others=NOUNS[opponent])
+        sentences.append(join(said[:1].upper() + said[1:], who, "."))
     return join(*sentences, by=" ")
 
 
-def by_verdict(tested: list[Comparison]) -> dict[str, list[Comparison]]:
-    """Return the tasks by their verdict, in the order in which verdicts are told."""
-    words = [*VERDICTS, *dict.fromkeys(task.verdict for task in tested if task.verdict not in VERDICTS)]
-    found = {word: [task for task in tested if task.verdict == word] for word in words}
-    return {word: held for word, held in found.items() if held}
+def by_verdict(tested: list[Comparison], opponent: str) -> dict[str, list[Comparison]]:
+    """Return the tasks by their verdict against an opponent, in the order in which verdicts are told."""
+    held = [(task.against[opponent].verdict, task) for task in tested if opponent in task.against]
+    words = [*VERDICTS, *dict.fromkeys(word for word, _ in held if word not in VERDICTS)]
+    found = {word: [task for held_word, task in held if held_word == word] for word in words}
+    return {word: tasks for word, tasks in found.items() if tasks}
 
 
 _SUMMARY = {
-    "better": "Sharing helped ",
-    "worse": "This model is worse than a single-task network on ",
-    "single-task kept": "A single-task network was better on validation rows and is kept for ",
-    "no difference shown": "The test rows show no difference to single-task networks for ",
-    "not measurable": "The metric cannot be measured on these test rows for ",
+    BETTER: "this model is better than {others} on ",
+    WORSE: "{others} are better than this model on ",
+    SAME: "{others} are kept for ",
+    TIED: "a tie with {others} on ",
+    INCONCLUSIVE: "the test rows are too few to tell this model from {others} on ",
+    UNKNOWN: "the metric cannot be measured on these test rows for ",
 }
 """Said of the tasks of a verdict together."""
+_ALONE = {
+    BETTER: "The search helped: the chosen network is better than the network at the defaults.",
+    WORSE: "The network at the defaults is better on the test rows than the chosen one.",
+    SAME: "The network at the defaults is kept.",
+    TIED: "A tie: the chosen network is as good as the network at the defaults.",
+    INCONCLUSIVE: "The test rows are too few to tell the chosen network from the one at the defaults.",
+    UNKNOWN: "The metric cannot be measured on these test rows.",
+}
+"""The same of one task, which has nothing to share: its network is compared with the one at the defaults."""
 
 
 def _so_many(n: int, total: int) -> str:
     return f"all {total} targets" if n == total else f"{n} of {total} targets"
 
 
-def _one(task: Comparison) -> Html:
-    words = {
-        "better": "The search helped: the chosen network is better than the network at the defaults.",
-        "worse": "The chosen network is worse on the test rows than the network at the defaults.",
-        "single-task kept": "The network at the defaults is kept.",
-        "no difference shown": "The test rows show no difference between the chosen network and the defaults.",
-        "not measurable": "The metric cannot be measured on these test rows.",
-    }
-    return text(words.get(task.verdict, f"{verdict(task.verdict).label}."))
-
-
 def sentence(task: Comparison, *, alone: bool = False) -> Html:
     """Return what the test says of one task."""
-    other = "the network at the defaults" if alone else "its single-task network"
-    value = figure(task.ours)
-    if task.verdict == "single-task kept":
-        served = "at the defaults" if alone else "from its single-task network"
-        body = f"{task.metric} {value} on {count(task.n_test, 'test row')}, answered {served}."
-    elif task.verdict == "not measurable":
+    if math.isnan(task.ours):
         body = f"{task.metric} is not defined on its {count(task.n_test, 'test row')}."
     else:
-        body = f"{task.metric} {value}, {other} {figure(task.single)}: {_compared(task)}"
+        brief = len(task.against) > 1
+        said = [_compared(held, opponent, alone=alone, brief=brief) for opponent, held in task.against.items()]
+        body = "; ".join([f"{task.metric} {figure(task.ours)} on {count(task.n_test, 'test row')}", *said]) + "."
     return join(el("strong", name(task.name)), " – ", body)
 
 
-def _compared(task: Comparison) -> str:
-    size = figure(abs(task.difference), digits=2)
-    bounds = f"95 % interval {between(task.lower, task.upper, difference=True)}"
-    if task.verdict == "better":
-        return f"better by {size} ({bounds})."
-    if task.verdict == "worse":
-        return f"worse by {size} ({bounds})."
-    way = "better" if task.difference > 0 else "worse"
-    said = "no difference" if size == "0" else f"{size} {way}, which may be chance"
-    return f"{said} ({bounds})."
+def _compared(against: Against, opponent: str, *, alone: bool, brief: bool) -> str:
+    """Return "tuned trees are better by 0.0053 (95 % interval +0.0010 to +0.0090), 0.9512", or who else is ahead.
+
+    `brief` leaves the figures of what was not decided to the table.
+    """
+    other, are = _THE[opponent]
+    if alone and opponent == "single_task":
+        other = "the network at the defaults"
+    if against.verdict == SAME:
+        return f"answered by {other} itself"
+    size = figure(abs(against.difference), digits=2)
+    low, high = against.lower, against.upper
+    if against.verdict == WORSE:
+        return f"{other} {are} better by {size} ({_interval(-high, -low)}), {figure(against.value)}"
+    if against.verdict == BETTER:
+        return f"better than {other} {figure(against.value)} by {size} ({_interval(low, high)})"
+    if brief and against.verdict in (TIED, INCONCLUSIVE):
+        return f"{'a tie with' if against.verdict == TIED else 'not told from'} {other} {figure(against.value)}"
+    way = "level with" if size == "0" else f"{size} {'better' if against.difference > 0 else 'worse'} than"
+    said = f"{way} {other} {figure(against.value)} ({_interval(low, high)})"
+    return f"{said}, {_undecided(against)}"
 
 
-def who_serves(task: Comparison, *, alone: bool = False) -> str:
+def _interval(low: float, high: float) -> str:
+    bounds = between(low, high, difference=True)
+    return "no interval from so few rows" if bounds == NOTHING else f"95 % interval {bounds}"
+
+
+def _undecided(against: Against) -> str:
+    if against.verdict == TIED:
+        return "a tie"
+    if against.verdict != INCONCLUSIVE:
+        return against.verdict
+    return f"which may be chance: {least(against)}"
+
+
+def least(against: Against) -> str:
+    """Return what an inconclusive comparison could have shown."""
+    if math.isnan(against.smallest):
+        return "so few rows can show no difference"
+    return f"these rows could have shown {figure(against.smallest, digits=2)}"
+
+
+_THE = {
+    "single_task": ("its single-task network", "is"),
+    "ensemble": ("its single-task ensemble", "is"),
+    "trees": ("tuned trees", "are"),
+}
+"""An opponent of one task, and its verb."""
+
+
+def heading(opponent: str, *, alone: bool = False) -> str:
+    """Return the heading of an opponent's column."""
+    return "Against the defaults" if alone and opponent == "single_task" else f"Against {OPPONENTS[opponent]}"
+
+
+def who_serves(task: Comparison) -> str:
     """Return who answers a task, in words."""
-    if task.served_by != task.compared_with:
-        return f"shared network, {task.served_by}" if not alone else task.served_by
-    return f"network {_where(task)}" if alone else f"single-task network {_where(task)}"
+    return shares(task.served_by)
 
 
-def compared_with(task: Comparison) -> str:
-    """Return at which configuration the single-task network stands, in words."""
-    return _where(task)
-
-
-def _where(task: Comparison) -> str:
-    """Return "at trial 8" or "at the defaults" out of "single-task NAME at trial 8"."""
-    return task.compared_with.removeprefix(f"single-task {task.name}").strip() or "at the defaults"
+def where(task: Comparison, against: Against) -> str:
+    """Return at which configuration an opponent stands: "at trial 8" out of "single-task NAME at trial 8"."""
+    return against.name.removeprefix(f"single-task {task.name}").strip() or "at the defaults"

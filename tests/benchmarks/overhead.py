@@ -12,6 +12,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
+from torch import Tensor
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Network
@@ -81,6 +82,10 @@ class Pretended(Executor):
         """Return a loss [T] between 0.3 and 1 by how much of the budget is used."""
         lowest = np.random.default_rng(member.seed).uniform(0.3, 0.6, len(self.dataset.tasks))
         return [float(low + (1 - low) * math.exp(-5 * share)) for low in lowest]
+
+    def set_margins(self, margins: Tensor) -> None:
+        """Nothing reads them."""
+        del margins
 
     def stop(self) -> None:
         """Nothing trains."""

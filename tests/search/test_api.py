@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from mtl_bento.training import Stack
 from mtl_bento_search import api, metrics, rounds
 from mtl_bento_search.executors import local
 from mtl_bento_search.executors.local import InProcess, make_executor
+from mtl_bento_search.report.words import VERDICTS
 from mtl_bento_search.run import Run
 from mtl_bento_search.storage import repair_journal
 
@@ -76,9 +78,46 @@ def test_the_model_answers_exactly_the_targets_in_their_own_types(run: Run) -> N
 def test_the_comparison_has_a_row_a_task(run: Run) -> None:
     frame = run.comparison
     assert list(frame["task"]) == list(TARGETS)
-    for column in ("metric", "ours", "single_task", "difference", "lower", "upper", "verdict", "served_by"):
-        assert column in frame.columns
-    assert ((frame["lower"] <= frame["upper"]) | frame["lower"].isna()).all()
+    keys = ["difference", "lower", "upper", "p", "verdict", "smallest"]
+    opponents = ("single_task", "ensemble", "trees")
+    against = [column for arm in opponents for column in (arm, *(f"{arm}_{key}" for key in keys))]
+    assert list(frame.columns) == ["task", "metric", "ours", *against, "served_by"]
+    assert ((frame["single_task_lower"] <= frame["single_task_upper"]) | frame["single_task_lower"].isna()).all()
+
+
+def test_result_frame_card_and_page_say_the_same(run: Run) -> None:
+    records = run.result["tasks"]
+    frame, card = run.comparison, run.model.card
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    text = (run.folder / "model" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for record, (_, row) in zip(records, frame.iterrows(), strict=True):
+        held = record["against"]["single_task"]
+        assert row["single_task_verdict"] == held["verdict"]
+        told = card["verdicts"][record["task"]]["single_task"]
+        assert told == {key: value for key, value in held.items() if key != "metrics"}
+        assert f"| {record['ours']:.4f} | {held['verdict']}" in text
+        assert VERDICTS[held["verdict"]].label in page
+
+
+def test_every_arm_is_in_the_record_and_what_learned_nothing_loses_one(run: Run) -> None:
+    arms = {"ours", "single_task", "single_task_default", "shared_default", "trivial", "ensemble", "trees", "networks"}
+    for record in run.result["tasks"]:
+        assert set(record["values"]) == set(record["losses"]) == arms
+        # Of the test rows' labels, by the shares of the training rows: about the entropy of the latter.
+        assert record["losses"]["trivial"] == pytest.approx(1.0, abs=0.25)
+        assert record["losses"]["ours"] < record["losses"]["trivial"]
+
+
+def test_a_result_of_another_version_is_one_line_and_the_same_search_writes_it_anew(tmp_path: Path) -> None:
+    run = small_search(tmp_path / "small", n_trials=2)
+    path = run.folder / "result.json"
+    held = run.result
+    path.write_text(json.dumps(held | {"version": 1}), encoding="utf-8")
+    with pytest.raises(RunError, match=r"is of version 1, .* reads version 2; run the same search again"):
+        _ = run.result
+    again = small_search(tmp_path / "small", n_trials=2).result
+    assert again["test_looks"] == 1
+    assert again["tasks"] == held["tasks"]
 
 
 def test_the_study_reads_well_in_optunas_own_tools(run: Run) -> None:
@@ -176,7 +215,8 @@ def test_a_run_that_goes_on_with_fewer_cores_stacks_as_where_it_was_made(
     monkeypatch.setattr(Recorder, "sizes", [])
     longer = small_search(tmp_path / "small", n_trials=7)
     assert longer.result["packing"] == packing
-    assert max(Recorder.sizes) == 2  # six trials for three workers; for one they would be stacks of all of a kind
+    # Six trials for three workers, and eight networks of the finals: for one they would be stacks of all of a kind.
+    assert max(Recorder.sizes) == 3
 
 
 def test_a_search_that_runs_out_of_memory_ends_as_one_of_smaller_stacks_and_says_so(

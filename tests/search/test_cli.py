@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from small import make_table
 from mtl_bento.cli import cli
 from mtl_bento.columns import text
 from mtl_bento_search import api, inference, metrics
+from mtl_bento_search.cli import show_result
 from mtl_bento_search.executors.local import InProcess
+from mtl_bento_search.run import Run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -138,6 +141,40 @@ def test_a_run_can_be_reported_and_evaluated_again(folder: Path, run_folder: Pat
     assert found["n_train"] == 128  # 240 rows, 48 locked for the test, a third of the others for validation
     assert {record["task"] for record in found["metrics"]} == {"income", "分类"}
     assert all(r["lower"] <= r["value"] <= r["upper"] for r in found["metrics"] if r["metric"] == "accuracy")
+
+
+def test_a_report_of_a_result_of_another_version_is_one_line(run_folder: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(run_folder, tmp_path / "old")
+    held = json.loads((old / "result.json").read_bytes())
+    (old / "result.json").write_text(json.dumps(held | {"version": 1}), encoding="utf-8")
+    assert refused("report", old) == (
+        f"Error: {old / 'result.json'} is of version 1, this mtl-bento reads version 2; "
+        "run the same search again: it keeps the trials and writes the result anew."
+    )
+
+
+def test_the_table_has_a_column_an_opponent_and_words_for_those_that_win(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = Run(run_folder).result
+    record = result["tasks"][0]
+    base = {"difference": 0.04, "lower": 0.01, "upper": 0.07, "smallest": None, "value": 0.81, "name": "x"}
+    less = {"difference": -0.012, "lower": -0.02, "upper": -0.004, "value": 0.862, "verdict": "worse"}
+    few = {"verdict": "inconclusive", "lower": -0.01, "smallest": 0.05}
+    record |= {"task": "income", "ours": 0.85, "metric": "roc_auc"}
+    record["against"] = {"single_task": base | {"verdict": "better"}, "trees": base | less}
+    other = record | {"task": "smoker", "against": {"single_task": base | few}}
+    monkeypatch.setattr(Run, "result", result | {"tasks": [record, other]})
+    show_result(Run(run_folder))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "│ against single-task │ against tuned trees" in printed.replace("┃", "│")
+    assert "ensemble" not in printed
+    assert "│ 0.8100 better │ 0.8620 worse" in printed
+    assert "│ +0.0400 (+0.0100 to +0.0700) │ -0.0120 (-0.0200 to -0.0040)" in printed
+    assert "0.8100 inconclusive, could show 0.0500 │ - │" in printed
+    assert "Tuned trees are better on income by 0.0120 (0.0040 to 0.0200)." in printed
+    assert "Single-task networks are better" not in printed
+    assert "Better and worse hold after Holm's correction over the targets, at 5 %." in printed
 
 
 def test_the_search_prints_figures_as_json_and_nothing_else(folder: Path, run_folder: Path) -> None:

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import RunError
 from mtl_bento.network import NetworkSpec
-from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec
-from mtl_bento_search.executors.local import Processes
+from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, advance
+from mtl_bento_search.executors.local import InProcess, Processes
 
 HOURS = 10_000_000
 """Steps that no test waits for."""
@@ -69,10 +70,27 @@ def test_a_worker_that_cannot_read_what_it_is_sent_ends_with_its_traceback(
     dataset: Dataset, small_network: NetworkSpec, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with Processes(dataset, 1) as workers:
-        workers._workers[0]._unsent = b"not a pickle"
+        workers._workers[0]._unsent = [b"not a pickle"]
         with pytest.raises(RunError, match=r"^A worker process ended with code 1\. Run the same search again"):
             workers.advance([stack(small_network, steps=1)], 1, reference=None, deadline=math.inf)
     assert capfd.readouterr().err.splitlines()[-1].startswith("_pickle.UnpicklingError")
+
+
+@pytest.mark.parametrize("already_training", [False, True])
+def test_margins_of_trees_reach_the_workers(
+    dataset: Dataset, small_network: NetworkSpec, already_training: bool
+) -> None:
+    on_trees = small_network.model_copy(update={"offset": True})
+    margins = torch.linspace(-1, 1, len(dataset.blocks[0])).unsqueeze(1).repeat(1, 6)  # heads of 1, 3, 1 and 1 outputs
+    expected = advance(stack(on_trees, steps=8), dataset.with_margins(margins), 8)
+    assert expected.losses != advance(stack(on_trees, steps=8), dataset.with_margins(0 * margins), 8).losses
+    for executor in (InProcess(dataset), Processes(dataset, 2)):
+        with executor:
+            if already_training:  # else the dataset itself is yet to be sent, and margins with it
+                executor.advance([stack(small_network, steps=1)] * 2, 1, reference=None, deadline=math.inf)
+            executor.set_margins(margins)
+            done = executor.advance([stack(on_trees, steps=8)] * 2, 8, reference=None, deadline=math.inf)
+        assert [found.losses for found in done if found is not None] == [expected.losses] * 2
 
 
 DRIVER = """

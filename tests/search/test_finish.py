@@ -1,4 +1,4 @@
-"""The end of a run: which packages a model needs, and what a verdict says."""
+"""The end of a run: which packages a model needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtl_bento.model import Model
 from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.trunks._base import TRUNKS
-from mtl_bento_search.finish import requirements, verdict
+from mtl_bento_search.finish import requirements
 
 
 def test_packages_of_foreign_tasks_and_trunks_are_pinned_and_ours_are_not(
@@ -26,17 +26,3 @@ def test_packages_of_foreign_tasks_and_trunks_are_pinned_and_ours_are_not(
     monkeypatch.setitem(TASKS._origins, "regression", ("odd-kinds", "0.2"))
     monkeypatch.setitem(TRUNKS._origins, "mlp", ("wavy-trunk", "1.0"))
     assert requirements(problem, model.members) == ["odd-kinds==0.2", "wavy-trunk==1.0"]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "same", "words"),
-    [
-        (0.01, 0.02, False, "better"),
-        (-0.02, -0.01, False, "worse"),
-        (-0.01, 0.02, False, "no difference shown"),
-        (0.0, 0.0, True, "single-task kept"),
-        (float("nan"), float("nan"), False, "not measurable"),
-    ],
-)
-def test_a_verdict_is_what_the_interval_of_the_difference_says(low: float, high: float, same: bool, words: str) -> None:
-    assert verdict(low, high, same=same) == words

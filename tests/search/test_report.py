@@ -21,6 +21,7 @@ from mtl_bento_search.report.html import el, names, prose
 from mtl_bento_search.report.network import MOST_HEADS, gather
 from mtl_bento_search.report.reading import Comparison, Facts, front
 from mtl_bento_search.report.words import between, clipped, duration, figure, headline, percent, sentence, short, signed
+from mtl_bento_search.run import RESULT_VERSION
 
 HOSTILE = [
     '<b>"x"',
@@ -67,8 +68,20 @@ class Page(HTMLParser):
         return [attrs.get("class") or "" for name, attrs in self.tags if name == tag]
 
 
-def record(task: str = "a", **changes: Any) -> dict[str, Any]:
-    """A task on the test rows: accuracy 0.9459 against 0.9482, nothing shown."""
+def record(task: str = "a", *, against: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A task on the test rows: accuracy 0.9459 against 0.9482, inconclusive; `against` changes the latter."""
+    single: dict[str, Any] = {
+        "name": f"single-task {task}",
+        "value": 0.9482352941176471,
+        "difference": -0.0023529411764705577,
+        "lower": -0.007058823529411784,
+        "upper": 0.0023529411764705,
+        "p": 0.3,
+        "p_corrected": 0.6,
+        "verdict": "inconclusive",
+        "smallest": 0.005,
+        "metrics": {"accuracy": 0.9482352941176471, "log_loss": None},
+    }
     held: dict[str, Any] = {
         "task": task,
         "kind": "multiclass",
@@ -76,32 +89,38 @@ def record(task: str = "a", **changes: Any) -> dict[str, Any]:
         "higher_is_better": True,
         "ours": 0.9458823529411765,
         "interval": [0.9258235294117647, 0.9659411764705882],
-        "single_task": 0.9482352941176471,
-        "difference": -0.0023529411764705577,
-        "lower": -0.007058823529411784,
-        "upper": 0.0,
-        "verdict": "no difference shown",
-        "served_by": "trial 1",
-        "compared_with": f"single-task {task}",
         "n_test": 425,
+        "served_by": {"trial 1": 1.0},
         "metrics": {"accuracy": 0.9458823529411765, "log_loss": 0.1227},
-        "single_task_metrics": {"accuracy": 0.9482352941176471, "log_loss": None},
+        "values": {"ours": 0.9458823529411765, "single_task": 0.9482352941176471, "trivial": 0.5},
+        "losses": {"ours": 0.21, "single_task": 0.2, "trivial": 1.0},
+        "against": {"single_task": single | (against or {})},
     }
     return held | changes
 
 
-BETTER = {"difference": 0.04, "lower": 0.01, "upper": 0.07, "verdict": "better"}
-WORSE = {"difference": -0.04, "lower": -0.07, "upper": -0.01, "verdict": "worse"}
-UNKNOWN = dict.fromkeys(["ours", "single_task", "difference", "lower", "upper"]) | {
-    "interval": [None, None],
-    "verdict": "not measurable",
+BETTER = {"against": {"difference": 0.04, "lower": 0.01, "upper": 0.07, "verdict": "better", "smallest": None}}
+WORSE = {"against": {"difference": -0.04, "lower": -0.07, "upper": -0.01, "verdict": "worse", "smallest": None}}
+TIE = {"against": {"verdict": "tie", "smallest": None}}
+UNKNOWN = {"ours": None, "interval": [None, None]} | {
+    "against": dict.fromkeys(["value", "difference", "lower", "upper", "smallest"]) | {"verdict": "not measurable"}
 }
 
 
 def kept(task: str) -> dict[str, Any]:
     """What a record of a task is where its single-task network serves."""
-    zero = {"difference": 0.0, "lower": 0.0, "upper": 0.0, "verdict": "single-task kept"}
-    return zero | {"served_by": f"single-task {task}", "compared_with": f"single-task {task}"}
+    zero = {"difference": 0.0, "lower": 0.0, "upper": 0.0, "verdict": "same", "smallest": None}
+    return {"against": zero, "served_by": {f"single-task {task}": 1.0}}
+
+
+def with_trees(held: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A record that also says that tuned trees are better by 0.012, or something else."""
+    trees = {"name": "trees", "value": 0.9579, "difference": -0.012, "lower": -0.02, "upper": -0.004}
+    trees |= {"verdict": "worse", "smallest": None, "metrics": {"accuracy": 0.9579}}
+    return held | {
+        "against": held["against"] | {"trees": trees | changes},
+        "values": held["values"] | {"trees": 0.9579},
+    }
 
 
 def group(name: str, tasks: list[str], **changes: Any) -> dict[str, Any]:
@@ -121,7 +140,7 @@ def made_result(tasks: list[dict[str, Any]], *, n_trials: int = 4, **changes: An
         for n in range(n_trials)
     ]
     held: dict[str, Any] = {
-        "version": 1,
+        "version": RESULT_VERSION,
         "name": "small",
         "seed": 7,
         "device": "cpu",
@@ -241,20 +260,12 @@ def test_labels_are_cut_by_their_width_of_which_chinese_characters_take_two() ->
 
 
 def test_the_headline_says_what_happened_to_whom_worst_news_included() -> None:
-    tested = [
-        Comparison.read(r)
-        for r in (
-            record("a", **BETTER),
-            record("b", **WORSE),
-            record("c", **kept("c")),
-            record("d"),
-            record("e", **UNKNOWN),
-        )
-    ]
+    told = [BETTER, WORSE, kept("c"), {}, UNKNOWN, TIE]
+    tested = [Comparison.read(record(name, **changes)) for name, changes in zip("abcdef", told, strict=True)]
     assert Page(headline(tested)).text.replace(" .", ".") == (
-        "Sharing helped a. This model is worse than a single-task network on b. "
-        "A single-task network was better on validation rows and is kept for c. "
-        "The test rows show no difference to single-task networks for d. "
+        "This model is better than single-task networks on a. Single-task networks are better than this model on b. "
+        "Single-task networks are kept for c. A tie with single-task networks on f. "
+        "The test rows are too few to tell this model from single-task networks on d. "
         "The metric cannot be measured on these test rows for e."
     )
 
@@ -262,9 +273,38 @@ def test_the_headline_says_what_happened_to_whom_worst_news_included() -> None:
 def test_the_headline_counts_where_there_are_many_tasks() -> None:
     tested = [Comparison.read(record(f"t{i}", **(BETTER if i < 2 else {}))) for i in range(9)]
     assert headline(tested) == (
-        "Sharing helped 2 of 9 targets. The test rows show no difference to single-task networks for 7 of 9 targets."
+        "This model is better than single-task networks on 2 of 9 targets. "
+        "The test rows are too few to tell this model from single-task networks on 7 of 9 targets."
     )
-    assert headline(tested[2:6]) == "The test rows show no difference to single-task networks for all 4 targets."
+    assert headline(tested[2:6]).endswith("from single-task networks on all 4 targets.")
+
+
+def test_trees_that_win_are_named_with_by_how_much(tmp_path: Path) -> None:
+    page = made_page(tmp_path, [with_trees(record("a", **BETTER)), record("b")])
+    assert "Tuned trees are better than this model on a ." in page.text
+    assert (
+        "a – accuracy 0.9459 on 425 test rows; better than its single-task network 0.9482 by 0.040 "
+        "(95 % interval +0.010 to +0.070); tuned trees are better by 0.012 (95 % interval +0.004 to +0.020), 0.9579."
+    ) in page.text
+    heads = "Target This model Against single-task Against tuned trees"
+    assert heads in page.text
+    assert "0.9579 ▼ Worse trees −0.012 (−0.020 to −0.004)" in page.text
+    assert "a accuracy 0.9459 loss 0.210 0.9482 loss 0.200 0.9579 0.5000 loss 1.00 b" in page.text
+    assert "Metric This model Single-task Tuned trees a accuracy (shown first) 0.9459 0.9482 0.9579" in page.text
+    assert "b accuracy (shown first) 0.9459 0.9482 –" in page.text
+
+
+def test_of_several_opponents_those_that_were_not_decided_are_said_in_brief() -> None:
+    few = with_trees(record("a", **TIE), verdict="inconclusive", smallest=0.02)
+    assert sentence(Comparison.read(few)).endswith(
+        "a tie with its single-task network 0.9482; not told from tuned trees 0.9579."
+    )
+
+
+def test_opponents_that_were_not_scored_are_not_spoken_of(tmp_path: Path) -> None:
+    page = made_page(tmp_path)
+    assert "trees" not in page.text
+    assert "ensemble" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -272,42 +312,55 @@ def test_the_headline_counts_where_there_are_many_tasks() -> None:
     [
         (
             {},
-            "accuracy 0.9459, its single-task network 0.9482: 0.0024 worse, which may be chance "
-            "(95 % interval −0.0071 to 0).",
+            "0.0024 worse than its single-task network 0.9482 (95 % interval −0.0071 to +0.0024), which may be chance: "
+            "these rows could have shown 0.0050.",
         ),
-        (BETTER, "accuracy 0.9459, its single-task network 0.9482: better by 0.040 (95 % interval +0.010 to +0.070)."),
-        (WORSE, "accuracy 0.9459, its single-task network 0.9482: worse by 0.040 (95 % interval −0.070 to −0.010)."),
-        (kept("a"), "accuracy 0.9459 on 425 test rows, answered from its single-task network."),
-        (UNKNOWN, "accuracy is not defined on its 425 test rows."),
+        (BETTER, "better than its single-task network 0.9482 by 0.040 (95 % interval +0.010 to +0.070)."),
+        (WORSE, "its single-task network is better by 0.040 (95 % interval +0.010 to +0.070), 0.9482."),
+        (TIE, "0.0024 worse than its single-task network 0.9482 (95 % interval −0.0071 to +0.0024), a tie."),
+        (kept("a"), "answered by its single-task network itself."),
+        (
+            {"against": {"lower": None, "upper": None, "smallest": None}, "n_test": 1},
+            "0.0024 worse than its single-task network 0.9482 (no interval from so few rows), which may be chance: "
+            "so few rows can show no difference.",
+        ),
     ],
 )
 def test_each_task_has_its_sentence(changes: dict[str, Any], said: str) -> None:
-    assert sentence(Comparison.read(record("a", **changes))) == f"<strong><bdi>a</bdi></strong> – {said}"
+    tested = Comparison.read(record("a", **changes))
+    rows = "1 test row" if tested.n_test == 1 else "425 test rows"
+    assert sentence(tested) == f"<strong><bdi>a</bdi></strong> – accuracy 0.9459 on {rows}; {said}"
+
+
+def test_a_task_whose_metric_is_undefined_says_so() -> None:
+    assert sentence(Comparison.read(record("a", **UNKNOWN))).endswith("accuracy is not defined on its 425 test rows.")
 
 
 def test_one_task_alone_is_compared_with_the_defaults(tmp_path: Path) -> None:
     page = made_page(tmp_path, [record("a", **BETTER)])
     assert "The search helped: the chosen network is better than the network at the defaults." in page.text
-    assert "Sharing" not in page.text
+    assert "better than the network at the defaults 0.9482 by 0.040" in page.text
+    assert "Against the defaults" in page.text
     assert "What one target gains" not in page.text
 
 
 def test_a_verdict_of_a_later_version_is_shown_in_its_own_word(tmp_path: Path) -> None:
-    page = made_page(tmp_path, [record("a", verdict="inconclusive"), record("b")])
-    assert "Inconclusive: a" in page.text
-    assert "· Inconclusive" in page.text
+    page = made_page(tmp_path, [record("a", against={"verdict": "undecided"}), record("b")])
+    assert "Undecided: a" in page.text
+    assert "· Undecided" in page.text
 
 
 # -- the sections -------------------------------------------------------------------------------------------------
 
 
 def test_a_row_holds_figures_intervals_rows_and_who_serves(tmp_path: Path) -> None:
-    page = made_page(tmp_path, [record("a"), record("b", **kept("b"))])
+    shares = {"trial 1": 0.75, "single-task a": 0.25}
+    page = made_page(tmp_path, [record("a", served_by=shares), record("b", **kept("b"))])
     assert (
-        "a accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 0.9482 at the defaults "
-        "−0.0024 −0.0071 to 0 = No difference shown shared network, trial 1 "
-        "b accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 0.9482 at the defaults "
-        "same network ◆ Single-task kept single-task network at the defaults"
+        "a accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 trial 1 (75 %), single-task a (25 %) "
+        "0.9482 ~ Inconclusive at the defaults −0.0024 (−0.0071 to +0.0024) these rows could have shown 0.0050 "
+        "b accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 single-task b "
+        "0.9482 ◆ Same network at the defaults"
     ) in page.text
 
 
@@ -456,7 +509,8 @@ def test_the_front_is_what_no_trial_beats_on_both() -> None:
 def test_one_noisy_interval_does_not_flatten_the_others() -> None:
     # The single-task error is 1 - 0.5; the intervals reach 0.1, 0.1 and 4 of it: cut at 4 medians, with air.
     tested = [
-        Comparison.read(record(single_task=0.5, difference=0.0, lower=-r / 2, upper=r / 2)) for r in (0.1, 0.1, 4.0)
+        Comparison.read(record(against={"value": 0.5, "difference": 0.0, "lower": -r / 2, "upper": r / 2}))
+        for r in (0.1, 0.1, 4.0)
     ]
     assert forest_reach(tested) == pytest.approx(4 * 0.1 * 1.05)
 
@@ -513,26 +567,20 @@ def test_links_lead_somewhere_and_pictures_are_described(tmp_path: Path) -> None
 
 
 def test_missing_figures_are_the_same_as_null_and_as_nan(tmp_path: Path) -> None:
-    null, nan = (
-        made_page(tmp_path, [record("a", **UNKNOWN), record("b")]).markup,
-        made_page(
-            tmp_path,
-            [
-                record(
-                    "a",
-                    **{k: math.nan if v is None else v for k, v in UNKNOWN.items()}
-                    | {"interval": (math.nan, math.nan)},
-                ),
-                record("b"),
-            ],
-        ).markup,
-    )
-    assert null == nan
+    def as_nan(held: Any) -> Any:
+        if isinstance(held, dict):
+            return {key: as_nan(value) for key, value in held.items()}
+        if isinstance(held, list):
+            return [as_nan(value) for value in held]
+        return math.nan if held is None else held
+
+    null = made_page(tmp_path, [record("a", **UNKNOWN), record("b")]).markup
+    assert null == made_page(tmp_path, [record("a", **as_nan(UNKNOWN)), record("b")]).markup
     assert "nan" not in re.sub(r"<style>.*?</style>", "", null, flags=re.DOTALL).lower()
 
 
 def test_a_single_trial_and_a_loss_that_was_never_finite_make_a_page(tmp_path: Path) -> None:
-    result = made_result([record("a", served_by="trial 0")], n_trials=1)
+    result = made_result([record("a", served_by={"trial 0": 1.0})], n_trials=1)
     result["curves"] = {"references": {"trial 0": [], "a": [[64, None], [128, None]]}, "trials": {}}
     result["single_task_losses"] = {"a": None}
     result["trials"]["task_gains"] = [[0, [None]]]

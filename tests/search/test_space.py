@@ -18,7 +18,7 @@ from mtl_bento.trunks._base import TRUNKS, TrunkSpec
 from mtl_bento.weighting._base import WEIGHTINGS, WeightingSpec
 from mtl_bento_search.config import Choice
 from mtl_bento_search.defaults import budget, default_trunks
-from mtl_bento_search.space import Space, alone
+from mtl_bento_search.space import Space, within
 
 TASKS = ["income", "分类"]
 
@@ -78,9 +78,12 @@ def test_sampled_loss_weights_are_divided_by_their_geometric_mean_and_fixed_ones
     assert fixed.member(fixed.defaults()).training.weighting.loss_weight == {"income": 3.0, "分类": 3.0}  # type: ignore[attr-defined]
 
 
-def test_a_single_task_member_has_all_weight_on_one_task() -> None:
-    member = alone(space().member(space().defaults()), "分类", TASKS)
-    assert member.training.weighting.loss_weight == {"income": 0.0, "分类": 1.0}  # type: ignore[attr-defined]
+def test_a_member_for_some_tasks_gives_the_others_no_weight() -> None:
+    held = space()
+    member = held.member({**held.defaults(), "loss_weight.income": 3.0, "loss_weight.分类": 0.5})
+    alone, both = within(member, ["分类"], TASKS), within(member, TASKS, TASKS)
+    assert alone.training.weighting.loss_weight == {"income": 0.0, "分类": 1.0}  # type: ignore[attr-defined]
+    assert both.training.weighting == member.training.weighting
 
 
 def test_everything_fixed_leaves_nothing_to_search() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from words import Words
 
 from mtl_bento.errors import SchemaError
 from mtl_bento.tasks._base import TASKS
+from mtl_bento.tasks.multiclass import Multiclass, MulticlassSpec
 from mtl_bento.testing import check_task
 
 LABELS: list[Any] = [
@@ -80,3 +83,32 @@ def test_the_metric_shown_first_is_the_kinds_own_or_the_users(kind: str) -> None
     task_class = TASKS.class_of(type(spec))
     assert task_class(spec).metric == task_class.metrics[0]
     assert task_class(spec.model_copy(update={"metric": task_class.metrics[-1]})).metric == task_class.metrics[-1]
+
+
+@pytest.mark.parametrize("kind", TASKS.kinds())
+def test_boosted_trees_start_from_the_best_constant_or_do_not_learn_the_kind(kind: str) -> None:
+    task_class = TASKS.class_of(TASKS.spec_class(kind))
+    for labels in (pa.array([0, 1, 1, 0, 1, 1, 1, 0] * 50), pa.array([1.5, 1.5, 2.0, 0.25] * 100)):
+        try:
+            task = task_class(task_class.fit(TASKS.parse({"kind": kind, "name": "y"}), pa.chunked_array([labels])))
+        except SchemaError:
+            continue
+        targets = torch.from_numpy(task.encode(pa.chunked_array([labels])))
+        if (boosted := task.boosted(targets)) is None:
+            continue
+        weights = torch.where(targets == targets[0], 3.0, 1.0).double()
+        start = torch.from_numpy(boosted.constant(boosted.labels, weights.numpy())).requires_grad_()
+        assert start.shape == (task.n_outputs,)
+        outputs = start.expand(1, 1, 400, -1)
+        task.loss(outputs, targets.unsqueeze(0), weights.unsqueeze(0)).sum().backward()
+        # The gradient of a mean loss by a logit is a share: half a label more moves it by a thousandth.
+        torch.testing.assert_close(start.grad, torch.zeros_like(start), rtol=0, atol=3e-3)
+
+
+def test_boosted_trees_start_finite_where_a_label_is_absent() -> None:
+    # Each of three labels counted half a time more: (2 + .5, 0 + .5, 2 + .5) / 5.5.
+    levels = pa.chunked_array([["a", "b", "c"]])
+    task = Multiclass(Multiclass.fit(MulticlassSpec(name="y"), levels))
+    boosted = task.boosted(torch.tensor([0, 2, 2, 0]))
+    start = boosted.constant(boosted.labels, np.ones(4))
+    np.testing.assert_allclose(np.exp(start), [2.5 / 5.5, 0.5 / 5.5, 2.5 / 5.5])

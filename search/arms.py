@@ -1,0 +1,152 @@
+"""The arms of the comparison: what is served, and what a user could have had instead, each chosen on validation rows.
+
+Letters: T tasks, B rows, O numbers of an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mtl_bento.errors import RunError
+from mtl_bento.model import Model
+from mtl_bento_search.finals import Finals, answers_on, trees_name
+from mtl_bento_search.problem import Problem
+from mtl_bento_search.select import NETWORKS, Answers, Candidate, Choice, best_of, choose
+from mtl_bento_search.trivial import constant_answer
+
+LATENCY_ROWS = (1, 64)
+"""Rows of the requests whose time `max_latency_ms` bounds."""
+TIMED = 5
+"""How often a request is timed; the median counts."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer all tasks."""
+
+    answers: Sequence[np.ndarray | None]
+    """On some rows, [B, O] a task; None where it has none."""
+    served_by: Sequence[dict[str, float]]
+    """Who answers each task: shares by name."""
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Who answers in each arm, by task."""
+
+    problem: Problem
+    finals: Finals
+    ours: Choice
+    most: int
+    """Candidates that may serve a task."""
+    _answered: dict[str, Answers] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def networks(self) -> Choice | None:
+        """What networks alone would have served, the best of them; None where ours are such."""
+        if all(c.kind in NETWORKS for c in self.ours.candidates):
+            return None
+        return choose(self.finals.finalists, self.problem.dataset, most=self.most, kinds=NETWORKS)
+
+    @cached_property
+    def ensemble(self) -> Choice:
+        """Single-task networks mixed as ours are: what fusion gives without sharing."""
+        return choose(self.finals.finalists, self.problem.dataset, most=self.most, kinds=("single",))
+
+    @cached_property
+    def single(self) -> list[Candidate]:
+        """Each task's single-task network that is best on validation."""
+        found = [best_of(self.finals.finalists, self.problem.dataset, t, "single") for t in range(self.n_tasks)]
+        return [finalist.candidate for finalist in found if finalist is not None]
+
+    @property
+    def n_tasks(self) -> int:
+        """T."""
+        return len(self.problem.tasks)
+
+    def out_of_fold(self) -> list[np.ndarray]:
+        """Return what is served on every validation row, each by members that did not learn it: [V, O] a task."""
+        by_name = {f.candidate.name: f.answers for f in self.finals.finalists}
+        held = [by_name[c.name] for c in self.ours.candidates]
+        return [self.ours.mixed(held, t) for t in range(self.n_tasks)]
+
+    def answered(self, rows: np.ndarray) -> dict[str, Arm]:
+        """Return what each arm answers on rows [B], and by whom."""
+        defaults = [self.finals.named(f"single-task {name}").candidate for name in self.problem.names]
+        found = {
+            "ours": self._mixed(self.ours, rows),
+            "single_task": self._each(self.single, rows),
+            "single_task_default": self._each(defaults, rows),
+            "ensemble": self._mixed(self.ensemble, rows),
+        }
+        if self.networks is not None:
+            found["networks"] = self._mixed(self.networks, rows)
+        named = {f.candidate.name: f.candidate for f in self.finals.finalists}
+        if (default := named.get("trial 0")) is not None:
+            found["shared_default"] = self._each([default] * self.n_tasks, rows)
+        grown = [named.get(trees_name(name)) for name in self.problem.names]
+        if any(c is not None for c in grown):
+            found["trees"] = self._each(grown, rows)
+        found["trivial"] = self._trivial(len(rows))
+        return found
+
+    def _each(self, candidates: Sequence[Candidate | None], rows: np.ndarray) -> Arm:
+        """Return the arm of one candidate a task, None where it has none."""
+        answers = [None if c is None else self._of(c, rows)[t] for t, c in enumerate(candidates)]
+        return Arm(answers, [{} if c is None else {c.name: 1.0} for c in candidates])
+
+    def _mixed(self, choice: Choice, rows: np.ndarray) -> Arm:
+        each = [self._of(c, rows) if choice.shares[:, i].any() else () for i, c in enumerate(choice.candidates)]
+        mixed = [choice.mixed(each, t) for t in range(self.n_tasks)]
+        return Arm(mixed, [choice.served_by(t) for t in range(self.n_tasks)])
+
+    def _trivial(self, n: int) -> Arm:
+        learned = torch.from_numpy(self.problem.protocol.learned)
+        targets = self.problem.dataset.targets
+        held = zip(self.problem.tasks, targets, strict=True)
+        constants = [constant_answer(task, y.cpu()[learned]) for task, y in held]
+        answers = [np.broadcast_to(constant, (n, len(constant))) for constant in constants]
+        return Arm(answers, [{"learned nothing": 1.0}] * self.n_tasks)
+
+    def _of(self, candidate: Candidate, rows: np.ndarray) -> Answers:
+        key = f"{candidate.name}|{hash(rows.tobytes())}"
+        if key not in self._answered:
+            self._answered[key] = answers_on(self.problem, candidate, rows)
+        return self._answered[key]
+
+
+def latency_ms(model: Model, table: pa.Table) -> float:
+    """Return the milliseconds that a model takes for a request, the most of those of one row and of 64: the median."""
+    worst = 0.0
+    for n in LATENCY_ROWS:
+        rows = table.take(pa.array(np.arange(n) % max(1, table.num_rows)))
+        times = []
+        for _ in range(TIMED + 1):  # the first warms up
+            started = time.perf_counter()
+            model.rows(rows)
+            times.append(time.perf_counter() - started)
+        worst = max(worst, float(np.median(times[1:])) * 1e3)
+    return worst
+
+
+def too_slow(bound: float, fastest: float) -> RunError:
+    """Return the error of a bound that no choice of members meets."""
+    return RunError(
+        f"--max-latency-ms {bound:g} cannot be met: the smallest choice of members takes {fastest:.2g} ms here. "
+        f"Allow {fastest * 1.2:.2g} or more, or search smaller networks: `search: {{space: {{width: 64}}}}`."
+    )
+
+
+def sizes_tried(most: int) -> Sequence[int]:
+    """Return how many candidates may serve a task, from the most that is allowed down to one."""
+    tried = [most]
+    while tried[-1] > 1:
+        tried.append(tried[-1] // 2)
+    return tried
