@@ -123,8 +123,9 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         answered = arms.answered(problem.protocol.test)
         ours = [held for held in answered["ours"].answers if held is not None]  # it answers every task
         records = test(problem, answered, tasks)
-        # By how many trials it was chosen from: a test that a kill cut short is the same test, not another look.
-        tested = sorted({*folder.read_state().get("tested", ()), driver.n_told()})
+        # By what it was chosen from, and how: a test that a kill cut short is the same test, not another look.
+        asked = ", ".join(f"{key} {value}" for key, value in config.search.model_dump(include=CHOOSING).items())
+        tested = sorted({*folder.read_state().get("tested", ()), f"{driver.n_told()} trials, {asked}"})
         folder.note(tested=tested)
     with clock.phase("report"):
         result = _result(driver, choice, records, spec, looks=len(tested))

@@ -1,0 +1,102 @@
+"""The finals: what may serve is bounded by the user, and choosing anew trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import TARGETS, make_table
+
+import mtl_bento as mb
+from mtl_bento.errors import RunError, SpecError
+from mtl_bento.forest import Forest
+from mtl_bento_search import api, metrics
+from mtl_bento_search.executors.local import InProcess
+from mtl_bento_search.run import Run
+
+SMALL = {"trunk": ["mlp"], "space": {"steps": 48, "width": 16, "batch_size": 32}}
+NAMES = list(TARGETS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_process() -> Iterator[None]:
+    """Train in this process: starting workers costs more than these searches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "make_executor", InProcess)
+        patch.setattr(metrics, "RESAMPLES", 40)
+        yield
+
+
+def tiny(out: Path, *, search: dict[str, Any] | None = None, **changes: Any) -> Run:
+    """A search of two trials, three folds."""
+    given = {"targets": TARGETS, "n_trials": 2, "seed": 1, "split": {"folds": 3}, "search": SMALL | (search or {})}
+    return mb.search(make_table(300), out=out, **(given | changes))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, in_process: None) -> Run:
+    return tiny(tmp_path_factory.mktemp("finals") / "run")
+
+
+def kinds(run: Run) -> set[str]:
+    """The kinds of candidates that serve."""
+    return {candidate["kind"] for candidate in run.result["blend"]["candidates"]}
+
+
+def test_every_arm_is_compared_and_shares_sum_to_one(run: Run) -> None:
+    for record in run.result["tasks"]:
+        assert list(record["against"]) == ["single_task", "ensemble", "trees"]
+    shares = np.array(list(run.result["blend"]["shares"].values()))
+    np.testing.assert_allclose(shares.sum(1), 1)
+    np.testing.assert_allclose(run.model.blend.sum(1), 1)
+
+
+def test_choosing_anew_trains_nothing_and_is_another_look_at_the_test(tmp_path: Path) -> None:
+    first = tiny(tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in (first.folder / "checkpoints").iterdir()}
+    again = tiny(tmp_path / "run", search={"max_members": 1, "members": "networks"})
+    assert {path.name: path.stat().st_mtime_ns for path in (again.folder / "checkpoints").iterdir()} == before
+    assert (np.array(list(again.result["blend"]["shares"].values())) > 0).sum() == len(NAMES)
+    assert not any(isinstance(member, Forest) for member in again.model.members)
+    assert "trees" in again.result["tasks"][0]["against"]  # still compared with
+    assert again.result["test_looks"] == 2
+    assert tiny(tmp_path / "run", search={"max_members": 1, "members": "networks"}).result["test_looks"] == 2
+
+
+def test_without_trees_none_are_tuned_or_compared_with(tmp_path: Path) -> None:
+    run = tiny(tmp_path / "run", search={"trees": False})
+    assert not list((run.folder / "checkpoints").glob("trees-*"))
+    assert kinds(run) <= {"shared", "group", "single"}
+    assert list(run.result["tasks"][0]["against"]) == ["single_task", "ensemble"]
+
+
+def test_groups_of_the_user_are_the_only_ones_that_share(tmp_path: Path) -> None:
+    groups = [NAMES[:2], NAMES[2:3], NAMES[3:]]
+    run = tiny(tmp_path / "run", groups=groups, search={"trees": False})
+    assert kinds(run) <= {"group", "single"}
+    assert [p["groups"] for p in run.result["groups"]["partitions"]] == [groups]
+    assert all(loss is not None for loss in run.result["groups"]["partitions"][0]["losses"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ([["incme"], NAMES[1:]], r"groups: 'incme' is no target; did you mean 'income'\? Targets: "),
+        ([NAMES, NAMES[:1]], rf"groups: '{NAMES[0]}' is named twice; every target belongs to one group\.$"),
+        ([NAMES[1:]], rf"groups: '{NAMES[0]}' is in no group; add it, alone as \[{NAMES[0]}\] where it shares none\.$"),
+    ],
+)
+def test_wrong_groups_are_one_line_and_write_nothing(groups: list[list[str]], words: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=words) as raised:
+        tiny(tmp_path / "run", groups=groups)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_latency_that_nothing_meets_names_what_would_be_met(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"^--max-latency-ms 1e-06 cannot be met: .* takes [\d.]+ ms here\. Allow "):
+        tiny(tmp_path / "run", search={"max_latency_ms": 1e-6})
+    assert tiny(tmp_path / "run", search={"max_latency_ms": 1e6}).result["test_looks"] == 1
