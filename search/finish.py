@@ -33,6 +33,7 @@ from mtl_bento_search import metrics, select
 from mtl_bento_search.arms import Arm, Arms, latency_ms, sizes_tried, too_slow
 from mtl_bento_search.config import CHOOSING, Config
 from mtl_bento_search.coverage import calibrated, coverage
+from mtl_bento_search.diagnosis import diagnosis
 from mtl_bento_search.explain import out_of_fold_importance
 from mtl_bento_search.finals import Finals, gather, grow
 from mtl_bento_search.oof import write_predictions
@@ -83,6 +84,7 @@ def test(problem: Problem, arms: dict[str, Arm], tasks: Sequence[Task[Any]]) -> 
         record["metrics"] = {
             name: metrics.measure(name, truth, metrics.read(name, own, scored), weights) for name in own.metrics
         }
+        record["diagnosis"] = diagnosis(own, scored, truth)
         record["coverage"] = coverage(own, answered, held_rows[task.name], weights)
     return records
 

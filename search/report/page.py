@@ -7,7 +7,7 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-from mtl_bento_search.report import media, provenance, results, sharing, trials
+from mtl_bento_search.report import errors, media, provenance, results, sharing, trials
 from mtl_bento_search.report.curves import history, losses, training
 from mtl_bento_search.report.html import Child, Html, el, join, name
 from mtl_bento_search.report.network import draw
@@ -34,6 +34,7 @@ def page(facts: Facts, folder: Path) -> Html:
         ("network", "The chosen networks", _network(facts)),
         ("groups", "Which targets share", sharing.groups(facts.result)),
         ("metrics", "Every metric", results.every_metric(facts)),
+        ("errors", "Where it errs", errors.section(facts.result)),
         ("rows", "Test rows", media.section(facts.result.get("shown"))),
         ("search", "The search", _search(facts)),
         ("data", "The data", _data(facts)),
