@@ -164,9 +164,12 @@ def choose(finalists: Sequence[Finalist], dataset: Dataset, *, most: int, kinds:
     held = [f for f in finalists if kinds is None or f.candidate.kind in kinds]
     shares = np.zeros((len(dataset.tasks), len(held)))
     for t, task in enumerate(dataset.tasks):
-        places = [place for place, f in enumerate(held) if f.answers[t] is not None]
+        places = [p for p, f in enumerate(held) if (own := f.answers[t]) is not None and np.isfinite(own).all()]
         if not places:
-            raise RunError(f"Nothing that may be served answers target {task.name!r}; allow more members.")
+            raise RunError(
+                f"Nothing that may be served answers target {task.name!r} with finite numbers; "
+                "allow more members, or lower `search: {space: {lr: ...}}`."
+            )
         loss = partial(task_losses, dataset=dataset, t=t, rows=rows)
         shares[t, places] = pick(
             [held[p].answers[t] for p in places],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from mtl_bento.dataset import Dataset
+from mtl_bento.errors import RunError
 from mtl_bento.forest import Forest
 from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, advance
 from mtl_bento_search import select
@@ -61,6 +63,13 @@ def test_the_best_of_a_kind_is_that_of_the_lowest_validation_loss(dataset: Datas
     assert found is not None
     assert found.candidate == good
     assert best_of(finalists, dataset, 0, "trees") is None
+
+
+def test_a_task_that_nothing_answers_with_numbers_is_one_line(dataset: Dataset, small_network: object) -> None:
+    held = finalist(trained(dataset, 1, 0, small_network), dataset)
+    diverged = Finalist(held.candidate, tuple(np.full_like(a, np.nan) for a in held.answers if a is not None))
+    with pytest.raises(RunError, match=r"^Nothing that may be served answers target '.*' with finite numbers; allow"):
+        choose([diverged], dataset, most=1)
 
 
 def forest() -> Forest:
