@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ import mtl_bento as mb
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import MtlBentoError, RunError, SchemaError, SpecError
 from mtl_bento.training import Stack
-from mtl_bento_search import api, metrics, rounds
+from mtl_bento_search import api, rounds
 from mtl_bento_search.executors import local
 from mtl_bento_search.executors.local import InProcess, make_executor
 from mtl_bento_search.report.words import VERDICTS
 from mtl_bento_search.run import Run
 from mtl_bento_search.storage import repair_journal
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 SMALL = {"trunk": ["mlp", "tabm"], "space": {"steps": 48, "width": [8, 16], "tabm.inner": 2, "batch_size": 64}}
 
@@ -38,15 +40,6 @@ def small_search(out: Path, table: pa.Table | None = None, **changes: Any) -> Ru
     """A search of seconds."""
     given: dict[str, Any] = {"targets": TARGETS, "n_trials": 6, "seed": 1, "search": SMALL, "split": {"folds": 0}}
     return mb.search(make_table(300) if table is None else table, out=out, **{**given, **changes})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_process() -> Iterator[None]:
-    """Train in this process: starting workers costs more than these searches. One test below uses them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", InProcess)
-        patch.setattr(metrics, "RESAMPLES", 40)
-        yield
 
 
 @pytest.fixture(scope="module")

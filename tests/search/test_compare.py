@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from small import TARGETS, make_table
 import mtl_bento as mb
 from mtl_bento.cli import cli
 from mtl_bento.errors import RunError, SpecError
-from mtl_bento_search import api, metrics
-from mtl_bento_search.executors.local import InProcess
 from mtl_bento_search.explain import of_split
 from mtl_bento_search.oof import PREDICTIONS, part_of, read_predictions
 from mtl_bento_search.run import Run
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 TABLE = make_table(300)
 
@@ -32,14 +31,6 @@ def tiny(out: Path, table: pa.Table = TABLE, **changes: Any) -> Run:
     space = {"steps": 48, "width": 8, "batch_size": 32}
     given: dict[str, Any] = {"targets": TARGETS, "n_trials": 1, "search": {"trunk": ["mlp"], "space": space}}
     return mb.search(table, out=out, **{**given, **changes})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", InProcess)
-        patch.setattr(metrics, "RESAMPLES", 40)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,12 @@ from small import TARGETS, make_table
 import mtl_bento as mb
 from mtl_bento.errors import RunError, SpecError
 from mtl_bento.forest import Forest
-from mtl_bento_search import api, metrics
-from mtl_bento_search.executors.local import InProcess
 from mtl_bento_search.run import Run
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 SMALL = {"trunk": ["mlp"], "space": {"steps": 48, "width": 16, "batch_size": 32}}
 NAMES = list(TARGETS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_process() -> Iterator[None]:
-    """Train in this process: starting workers costs more than these searches."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "make_executor", InProcess)
-        patch.setattr(metrics, "RESAMPLES", 40)
-        yield
 
 
 def tiny(out: Path, *, search: dict[str, Any] | None = None, **changes: Any) -> Run:
