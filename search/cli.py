@@ -288,12 +288,16 @@ def _against(held: dict[str, Any] | None) -> str:
     """Return what the test says against an opponent: its figure and the verdict, and the difference below."""
     if held is None:
         return "-"
-    first = f"{_figure(held['value'])} {held['verdict']}"
+    return f"{_figure(held['value'])} {_verdict(held)}"
+
+
+def _verdict(held: dict[str, Any]) -> str:
+    """Return a verdict, and the difference below."""
     if held["verdict"] == SAME or held["difference"] is None:
-        return first
-    second = f"{_signed(held['difference'])} ({_signed(held['lower'])} to {_signed(held['upper'])})"
+        return str(held["verdict"])
     least = "" if held["smallest"] is None else f", could show {_figure(held['smallest'])}"
-    return f"{first}{least}\n{second}"
+    difference = f"{_signed(held['difference'])} ({_signed(held['lower'])} to {_signed(held['upper'])})"
+    return f"{held['verdict']}{least}\n{difference}"
 
 
 def _losing(records: list[dict[str, Any]], opponents: list[str]) -> list[str]:
@@ -385,7 +389,8 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
 def compare_command(first: Path, second: Path, data: str | None, as_json: bool, quiet: bool) -> None:
     """Say, task by task, whether the second RUN is better than the first on the locked test rows of both.
 
-    Both must have learned from one table, with the same rows locked.
+    Both must have learned from one table, with the same rows locked. Verdicts are those of a search: better, worse,
+    tie, or inconclusive, with the smallest difference that these rows could have shown.
 
     \b
     Example:
@@ -397,13 +402,13 @@ def compare_command(first: Path, second: Path, data: str | None, as_json: bool, 
     elif not quiet:
         title = f"first: {first}, second: {second}, on the locked rows of both"
         grid = Table(title=escape(title), title_justify="left")
-        for heading in ("task", "rows", "metric", "first", "second", "second better by (95 % interval)", "verdict"):
+        for heading in ("task", "rows", "metric", "first", "second", "second against first"):
             grid.add_column(heading, overflow="fold")
         for r in records:
             figures = (_figure(r["first"]), _figure(r["second"]))
-            better = f"{_figure(r['difference'])} ({_figure(r['lower'])} to {_figure(r['upper'])})"
-            grid.add_row(escape(r["task"]), f"{r['n_test']:,}", r["metric"], *figures, better, r["verdict"])
+            grid.add_row(escape(r["task"]), f"{r['n_test']:,}", r["metric"], *figures, _verdict(r))
         wide_console().print(grid)
+        wide_console().print(RULE, style="dim", highlight=False)
 
 
 @click.command("example")
