@@ -13,7 +13,16 @@ from optuna.trial import FrozenTrial
 
 from mtl_bento.errors import RunError, SpecError, listing, nearest
 from mtl_bento.network import positional_trunks
-from mtl_bento_search.config import CHOOSING, DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
+from mtl_bento_search.config import (
+    CHOOSING,
+    DEFAULT_TIMEOUT_S,
+    Config,
+    DataSpec,
+    SearchSpec,
+    parse_config,
+    seconds,
+    target_options,
+)
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.features import FOLDER, FeatureCache
@@ -134,9 +143,11 @@ def _merged(
     if targets is not None:
         raw["targets"] = dict(targets) if isinstance(targets, Mapping) else dict.fromkeys(targets)
     given = {"n_trials": n_trials, "timeout": None if timeout is None else seconds(timeout), "seed": seed}
-    raw["search"] = {**dict(raw.get("search") or {}), **{k: v for k, v in given.items() if v is not None}}
+    held = raw.get("search") or {}
+    if isinstance(held, Mapping | SearchSpec):  # anything else is refused with the other keys
+        raw["search"] = {**dict(held), **{k: v for k, v in given.items() if v is not None}}
     raw.setdefault("targets", {})
-    return parse_config(raw, where="search")
+    return parse_config(raw)
 
 
 def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> Space:
