@@ -180,9 +180,11 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
 
 
 def check_groups(groups: Sequence[Sequence[str]] | None, names: Sequence[str]) -> None:
-    """Raise SpecError where `groups` names what is no target, a target twice, or leaves one out."""
+    """Raise SpecError where `groups` names what is no target, a target twice or none, or leaves one out."""
     if groups is None:
         return
+    if not all(groups):
+        raise SpecError(f"groups: group {list(map(bool, groups)).index(False) + 1} is empty; remove it.")
     named = [name for group in groups for name in group]
     if unknown := [name for name in named if name not in names]:
         raise SpecError(

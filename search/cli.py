@@ -355,9 +355,10 @@ def report_command(run: Path, opens: bool, trials: str | None, quiet: bool) -> N
 @click.command("evaluate")
 @click.argument("source")
 @click.argument("table")
+@click.option("--sample-weight", metavar="COLUMN", help="Row weights; those of the search where TABLE has them.")
 @_json
 @_quiet
-def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> None:
+def evaluate_command(source: str, table: str, sample_weight: str | None, as_json: bool, quiet: bool) -> None:
     """Score SOURCE (model folder, run, BentoML tag or URL) on a labelled TABLE, with intervals.
 
     \b
@@ -365,12 +366,17 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
       mtl-bento evaluate runs/flights flights.parquet
     """
     opened = sources.open_source(source)
-    tasks, inputs, n_train = judged(opened)
-    records = evaluate(partial(opened.predict, output="full"), tasks, table, inputs=inputs)
+    tasks, inputs, card = judged(opened)
+    data = tables.read(table)
+    if sample_weight is None and card.get("sample_weight") in data.column_names:
+        sample_weight = card["sample_weight"]
+    records = evaluate(partial(opened.predict, output="full"), tasks, data, inputs=inputs, sample_weight=sample_weight)
+    n_train = int(card.get("n_train", 0))
     if as_json:
-        _print_json({"n_train": n_train, "metrics": records})
+        _print_json({"n_train": n_train, "sample_weight": sample_weight, "metrics": records})
     elif not quiet:
-        grid = Table(title=f"{source}: trained on {n_train:,} rows", title_justify="left")
+        weighed = "" if sample_weight is None else f", rows weighed by {sample_weight!r}"
+        grid = Table(title=escape(f"{source}: trained on {n_train:,} rows{weighed}"), title_justify="left")
         for heading in ("task", "metric", "value", "95 % interval", "rows"):
             grid.add_column(heading, overflow="fold")
         for r in records:
