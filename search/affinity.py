@@ -33,7 +33,8 @@ def gradient_cosines(member: Trained, dataset: Dataset, rows: np.ndarray) -> np.
 
     Gradients are of the parameters outside the heads, one a batch of rows [B], without dropout. Inner products and
     squared norms are summed over batches before they are divided: at the end of training the gradient of all rows is
-    near zero, while those of batches still differ from it. A task that none of the rows knows has cosine 0 with others.
+    near zero, while those of batches still differ from it. A task that none of the rows knows, or whose gradient is no
+    number, has cosine 0 with others.
     """
     [(_, network)] = stacks([member], dataset.inputs, dataset.tasks)
     network.to(device=dataset.device, dtype=dataset.dtype).requires_grad_(True)
@@ -46,7 +47,7 @@ def gradient_cosines(member: Trained, dataset: Dataset, rows: np.ndarray) -> np.
         gradients = _gradients(network, shared, dataset, batch.unsqueeze(0))
         products += (gradients @ gradients.T).double().cpu()
     norms = products.diagonal().sqrt()
-    cosines = (products / (norms[:, None] * norms).clamp_min(1e-30)).numpy()
+    cosines = (products / (norms[:, None] * norms).clamp_min(1e-30)).nan_to_num(0.0, 0.0, 0.0).numpy()
     np.fill_diagonal(cosines, 1.0)
     return np.asarray(cosines)
 

@@ -13,7 +13,16 @@ from optuna.trial import FrozenTrial
 
 from mtl_bento.errors import RunError, SpecError, listing, nearest
 from mtl_bento.network import positional_trunks
-from mtl_bento_search.config import CHOOSING, DEFAULT_TIMEOUT_S, Config, DataSpec, parse_config, seconds, target_options
+from mtl_bento_search.config import (
+    CHOOSING,
+    DEFAULT_TIMEOUT_S,
+    Config,
+    DataSpec,
+    SearchSpec,
+    parse_config,
+    seconds,
+    target_options,
+)
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.features import FOLDER, FeatureCache
@@ -134,9 +143,11 @@ def _merged(
     if targets is not None:
         raw["targets"] = dict(targets) if isinstance(targets, Mapping) else dict.fromkeys(targets)
     given = {"n_trials": n_trials, "timeout": None if timeout is None else seconds(timeout), "seed": seed}
-    raw["search"] = {**dict(raw.get("search") or {}), **{k: v for k, v in given.items() if v is not None}}
+    held = raw.get("search") or {}
+    if isinstance(held, Mapping | SearchSpec):  # anything else is refused with the other keys
+        raw["search"] = {**dict(held), **{k: v for k, v in given.items() if v is not None}}
     raw.setdefault("targets", {})
-    return parse_config(raw, where="search")
+    return parse_config(raw)
 
 
 def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> Space:
@@ -169,9 +180,11 @@ def make_space(problem: Problem, spec: Config, *, steps: int | None = None) -> S
 
 
 def check_groups(groups: Sequence[Sequence[str]] | None, names: Sequence[str]) -> None:
-    """Raise SpecError where `groups` names what is no target, a target twice, or leaves one out."""
+    """Raise SpecError where `groups` names what is no target, a target twice or none, or leaves one out."""
     if groups is None:
         return
+    if not all(groups):
+        raise SpecError(f"groups: group {list(map(bool, groups)).index(False) + 1} is empty; remove it.")
     named = [name for group in groups for name in group]
     if unknown := [name for name in named if name not in names]:
         raise SpecError(

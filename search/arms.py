@@ -18,7 +18,7 @@ from mtl_bento.errors import RunError
 from mtl_bento.model import Model
 from mtl_bento_search.finals import Finals, answers_on, trees_name
 from mtl_bento_search.problem import Problem
-from mtl_bento_search.select import NETWORKS, Answers, Candidate, Choice, best_of, choose
+from mtl_bento_search.select import NETWORKS, Answers, Candidate, Choice, best_of, choose, finite
 from mtl_bento_search.trivial import constant_answer
 
 LATENCY_ROWS = (1, 64)
@@ -50,21 +50,28 @@ class Arms:
 
     @cached_property
     def networks(self) -> Choice | None:
-        """What networks alone would have served, the best of them; None where ours are such."""
+        """What networks alone would have served, the best of them; None where ours are such, or there is none."""
         if all(c.kind in NETWORKS for c in self.ours.candidates):
             return None
-        return choose(self.finals.finalists, self.problem.dataset, most=self.most, kinds=NETWORKS)
+        return self._choice(NETWORKS)
 
     @cached_property
-    def ensemble(self) -> Choice:
-        """Single-task networks mixed as ours are: what fusion gives without sharing."""
-        return choose(self.finals.finalists, self.problem.dataset, most=self.most, kinds=("single",))
+    def ensemble(self) -> Choice | None:
+        """Single-task networks mixed as ours are: what fusion gives without sharing; None where a task has none."""
+        return self._choice(("single",))
 
     @cached_property
-    def single(self) -> list[Candidate]:
-        """Each task's single-task network that is best on validation."""
+    def single(self) -> list[Candidate | None]:
+        """Each task's single-task network that is best on validation; None where none answers in numbers."""
         found = [best_of(self.finals.finalists, self.problem.dataset, t, "single") for t in range(self.n_tasks)]
-        return [finalist.candidate for finalist in found if finalist is not None]
+        return [None if finalist is None else finalist.candidate for finalist in found]
+
+    def _choice(self, kinds: Sequence[str]) -> Choice | None:
+        """Return the choice among some kinds: an arm that diverged ends no run in which another serves."""
+        try:
+            return choose(self.finals.finalists, self.problem.dataset, most=self.most, kinds=kinds)
+        except RunError:
+            return None
 
     @property
     def n_tasks(self) -> int:
@@ -84,10 +91,10 @@ class Arms:
             "ours": self._mixed(self.ours, rows),
             "single_task": self._each(self.single, rows),
             "single_task_default": self._each(defaults, rows),
-            "ensemble": self._mixed(self.ensemble, rows),
         }
-        if self.networks is not None:
-            found["networks"] = self._mixed(self.networks, rows)
+        for name, choice in (("ensemble", self.ensemble), ("networks", self.networks)):
+            if choice is not None:
+                found[name] = self._mixed(choice, rows)
         named = {f.candidate.name: f.candidate for f in self.finals.finalists}
         if (default := named.get("trial 0")) is not None:
             found["shared_default"] = self._each([default] * self.n_tasks, rows)
@@ -98,8 +105,8 @@ class Arms:
         return found
 
     def _each(self, candidates: Sequence[Candidate | None], rows: np.ndarray) -> Arm:
-        """Return the arm of one candidate a task, None where it has none."""
-        answers = [None if c is None else self._of(c, rows)[t] for t, c in enumerate(candidates)]
+        """Return the arm of one candidate a task; no answers where it has none, or one that is no number."""
+        answers = [None if c is None else finite(self._of(c, rows)[t]) for t, c in enumerate(candidates)]
         return Arm(answers, [{} if c is None else {c.name: 1.0} for c in candidates])
 
     def _mixed(self, choice: Choice, rows: np.ndarray) -> Arm:

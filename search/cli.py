@@ -288,12 +288,16 @@ def _against(held: dict[str, Any] | None) -> str:
     """Return what the test says against an opponent: its figure and the verdict, and the difference below."""
     if held is None:
         return "-"
-    first = f"{_figure(held['value'])} {held['verdict']}"
+    return f"{_figure(held['value'])} {_verdict(held)}"
+
+
+def _verdict(held: dict[str, Any]) -> str:
+    """Return a verdict, and the difference below."""
     if held["verdict"] == SAME or held["difference"] is None:
-        return first
-    second = f"{_signed(held['difference'])} ({_signed(held['lower'])} to {_signed(held['upper'])})"
+        return str(held["verdict"])
     least = "" if held["smallest"] is None else f", could show {_figure(held['smallest'])}"
-    return f"{first}{least}\n{second}"
+    difference = f"{_signed(held['difference'])} ({_signed(held['lower'])} to {_signed(held['upper'])})"
+    return f"{held['verdict']}{least}\n{difference}"
 
 
 def _losing(records: list[dict[str, Any]], opponents: list[str]) -> list[str]:
@@ -351,9 +355,10 @@ def report_command(run: Path, opens: bool, trials: str | None, quiet: bool) -> N
 @click.command("evaluate")
 @click.argument("source")
 @click.argument("table")
+@click.option("--sample-weight", metavar="COLUMN", help="Row weights; those of the search where TABLE has them.")
 @_json
 @_quiet
-def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> None:
+def evaluate_command(source: str, table: str, sample_weight: str | None, as_json: bool, quiet: bool) -> None:
     """Score SOURCE (model folder, run, BentoML tag or URL) on a labelled TABLE, with intervals.
 
     \b
@@ -361,12 +366,17 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
       mtl-bento evaluate runs/flights flights.parquet
     """
     opened = sources.open_source(source)
-    tasks, inputs, n_train = judged(opened)
-    records = evaluate(partial(opened.predict, output="full"), tasks, table, inputs=inputs)
+    tasks, inputs, card = judged(opened)
+    data = tables.read(table)
+    if sample_weight is None and card.get("sample_weight") in data.column_names:
+        sample_weight = card["sample_weight"]
+    records = evaluate(partial(opened.predict, output="full"), tasks, data, inputs=inputs, sample_weight=sample_weight)
+    n_train = int(card.get("n_train", 0))
     if as_json:
-        _print_json({"n_train": n_train, "metrics": records})
+        _print_json({"n_train": n_train, "sample_weight": sample_weight, "metrics": records})
     elif not quiet:
-        grid = Table(title=f"{source}: trained on {n_train:,} rows", title_justify="left")
+        weighed = "" if sample_weight is None else f", rows weighed by {sample_weight!r}"
+        grid = Table(title=escape(f"{source}: trained on {n_train:,} rows{weighed}"), title_justify="left")
         for heading in ("task", "metric", "value", "95 % interval", "rows"):
             grid.add_column(heading, overflow="fold")
         for r in records:
@@ -385,7 +395,8 @@ def evaluate_command(source: str, table: str, as_json: bool, quiet: bool) -> Non
 def compare_command(first: Path, second: Path, data: str | None, as_json: bool, quiet: bool) -> None:
     """Say, task by task, whether the second RUN is better than the first on the locked test rows of both.
 
-    Both must have learned from one table, with the same rows locked.
+    Both must have learned from one table, with the same rows locked. Verdicts are those of a search: better, worse,
+    tie, or inconclusive, with the smallest difference that these rows could have shown.
 
     \b
     Example:
@@ -397,13 +408,13 @@ def compare_command(first: Path, second: Path, data: str | None, as_json: bool, 
     elif not quiet:
         title = f"first: {first}, second: {second}, on the locked rows of both"
         grid = Table(title=escape(title), title_justify="left")
-        for heading in ("task", "rows", "metric", "first", "second", "second better by (95 % interval)", "verdict"):
+        for heading in ("task", "rows", "metric", "first", "second", "second against first"):
             grid.add_column(heading, overflow="fold")
         for r in records:
             figures = (_figure(r["first"]), _figure(r["second"]))
-            better = f"{_figure(r['difference'])} ({_figure(r['lower'])} to {_figure(r['upper'])})"
-            grid.add_row(escape(r["task"]), f"{r['n_test']:,}", r["metric"], *figures, better, r["verdict"])
+            grid.add_row(escape(r["task"]), f"{r['n_test']:,}", r["metric"], *figures, _verdict(r))
         wide_console().print(grid)
+        wide_console().print(RULE, style="dim", highlight=False)
 
 
 @click.command("example")

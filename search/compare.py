@@ -1,4 +1,4 @@
-"""Two runs on the same locked rows, task by task: who answers better, with an interval of the difference."""
+"""Two runs on the same locked rows, task by task: a verdict on the second against the first, as `verdict` gives it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from mtl_bento.tasks._base import Task
 from mtl_bento_search import metrics
 from mtl_bento_search.oof import GIVEN, part_of, read_predictions
 from mtl_bento_search.problem import digest
-from mtl_bento_search.run import Run
+from mtl_bento_search.run import Run, plain
+from mtl_bento_search.verdict import decide
+
+KEYS = (
+    "task", "metric", "first", "second", "difference", "lower", "upper", "p", "p_corrected", "verdict", "smallest",
+    "n_test",
+)  # fmt: skip
+"""What is told of a task, in its order."""
 
 
 def compare(first: str | os.PathLike[str] | Run, second: str | os.PathLike[str] | Run, *, data: Any = None) -> Any:
     """Return a frame with a row per task that both runs learned: is the second better than the first?
 
     Columns: task, metric, first, second, difference (positive where the second is better, whichever way the metric
-    points), lower and upper (95 %, paired bootstrap over the locked test rows), verdict, n_test.
+    points), lower and upper (95 %, paired bootstrap over the locked test rows), p and p_corrected (Holm over the
+    tasks), verdict (better, worse, tie, inconclusive, same or not measurable; see `mtl_bento_search.verdict`), smallest
+    (the difference that the rows could have shown, where inconclusive), n_test.
 
     Args:
         first, second: runs or run folders on the same table, with the same rows locked for the test.
@@ -50,8 +59,10 @@ def comparison(
     models = [run.model for run in runs]
     common = _common(models, runs)
     cells = _table(data, runs[0], one.column(0)) if data is not None else pa.table({})
-    weights = one.column(3).to_numpy() if "sample_weight" in runs[0].spec else None
-    return [_judged(tasks, (one, other), models, cells, weights) for tasks in common]
+    weights = one.column(3).to_numpy()  # the table is the same, its weights may be given to one run alone: the first's
+    records = [_judged(tasks, (one, other), models, cells, weights) for tasks in common]
+    decide(records)
+    return [{key: plain(record[key]) for key in KEYS} for record in records]
 
 
 def _same_data(one: Run, other: Run) -> None:
@@ -91,8 +102,9 @@ def _judged(
     answered: tuple[pa.Table, pa.Table],
     models: list[Model],
     cells: pa.Table,
-    weights: np.ndarray | None,
+    weights: np.ndarray,
 ) -> dict[str, Any]:
+    """Return a task's record, of whose "difference" `decide` makes a verdict."""
     task, other = tasks
     if task.positional and not cells.num_columns:
         raise RunError(f"Task {task.name!r} is read by its inputs; give the table of the runs too: --data TABLE.")
@@ -107,27 +119,20 @@ def _judged(
     name = task.metric
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it
-        values = [metrics.measure(name, truth, scored, weights) for scored in (one, two)]
-        _, (low, high) = metrics.paired_intervals(name, truth, two, one, weights=weights)
-    sign = 1 if metrics.METRICS[name].higher_is_better else -1
+        _, (difference,) = metrics.compared(name, truth, two, [one], weights=weights)
+    first, second = (metrics.measure(name, truth, scored, weights) for scored in (one, two))
     return {
         "task": task.name,
         "metric": name,
-        "first": _known(values[0]),
-        "second": _known(values[1]),
-        "difference": _known((values[1] - values[0]) * sign),
-        "lower": _known(low),
-        "upper": _known(high),
-        "verdict": _verdict(low, high),
+        "first": first,
+        "second": second,
+        "value": first,
+        "difference": difference,
+        "same": _answers(answered[0], task.name).equals(_answers(answered[1], task.name)),
         "n_test": int(metrics.known_rows(truth).sum()),
     }
 
 
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _verdict(low: float, high: float) -> str:
-    if not np.isfinite([low, high]).all():
-        return "not measurable"
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+def _answers(table: pa.Table, name: str) -> pa.Table:
+    """Return the columns that hold a task's answers."""
+    return table.select([c for c in table.column_names if c == name or c.startswith(f"{name}__")])

@@ -158,27 +158,38 @@ def load_config(path: Path) -> Config:
     return config.model_copy(update={"data": _beside(config.data, path.parent)})
 
 
-def parse_config(raw: Mapping[str, Any], *, where: str) -> Config:
-    """Return the spec that a mapping describes; raises SpecError naming the key and the nearest allowed one."""
+def parse_config(raw: Mapping[str, Any], *, where: str = "") -> Config:
+    """Return the spec that a mapping describes; raises SpecError naming the key and the nearest allowed one.
+
+    `where` names the file in such a line; keys that come from arguments need no name before them.
+    """
     try:
         return Config.model_validate(dict(raw))
     except ValidationError as error:
-        raise SpecError(_complaint(error, where)) from None
+        raise SpecError((f"{where}: " if where else "") + _complaint(error)) from None
 
 
-def _complaint(error: ValidationError, where: str) -> str:
+WANTED = {
+    "tuple_type": "Input should be a list",
+    "dict_type": "Input should be a mapping",
+    "model_type": "Input should be a mapping",
+}
+"""What YAML calls what was wanted, by pydantic's type of error."""
+
+
+def _complaint(error: ValidationError) -> str:
     # A misspelt key first: what pydantic says of the other members of a union would hide it.
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
     # Names of a union's members are no part of the file.
     place_of = [str(p) for p in first["loc"] if p not in ("str", "Choice", "DataSpec") and "[" not in str(p)]
     if first["type"] != "extra_forbidden":
-        return f"{where}: {'.'.join(place_of)}: {first['msg'].removeprefix('Value error, ')}."
+        return f"{'.'.join(place_of)}: {WANTED.get(first['type'], first['msg'].removeprefix('Value error, '))}."
     *path, key = place_of
     models: dict[str, type[Spec]] = {"": Config, "split": SplitSpec, "search": SearchSpec, "data": DataSpec}
     allowed = list((Choice if "space" in path else models.get(path[0] if path else "", Choice)).model_fields)
     place = ".".join(place_of)
-    return f"{where}: {place} is not a known key{nearest(key, allowed) or '.'} Allowed: {listing(allowed)}."
+    return f"{place} is not a known key{nearest(key, allowed) or '.'} Allowed: {listing(allowed)}."
 
 
 def _beside(data: str | DataSpec, folder: Path) -> str | DataSpec:

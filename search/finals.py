@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from mtl_bento.dataset import Dataset
 from mtl_bento.network import Trained
 from mtl_bento.training import MemberSpec, stable_seed
 from mtl_bento_search import affinity, trees
@@ -123,12 +124,7 @@ def _proposals(driver: Driver, finalists: Sequence[Finalist], groups: Sequence[S
         return Proposals({}, (tuple(tuple(group) for group in groups),))
     if len(names) < 3:  # two tasks share, or they do not
         return Proposals({}, ())
-    rows = validation_rows(dataset)
-    alone = [
-        next(f.answers[t] for f in finalists if f.candidate.kind == "single" and f.candidate.can(name))
-        for t, name in enumerate(names)
-    ]
-    losses = np.stack([task_losses(held, dataset, t, rows) for t, held in enumerate(alone) if held is not None])
+    losses = losses_alone(finalists, dataset)
     learned = dataset.splits[0].train.cpu().numpy()
     matrices = {
         "gradients": affinity.gradient_cosines(driver.references.default.networks[0], dataset, learned),
@@ -137,6 +133,20 @@ def _proposals(driver: Driver, finalists: Sequence[Finalist], groups: Sequence[S
     partitions = affinity.propose(list(matrices.values()), most=MOST_PARTITIONS)
     named = tuple(tuple(tuple(names[t] for t in group) for group in partition) for partition in partitions)
     return Proposals({name: np.asarray(matrix).tolist() for name, matrix in matrices.items()}, named)
+
+
+def losses_alone(finalists: Sequence[Finalist], dataset: Dataset) -> np.ndarray:
+    """Return the losses [T, V] of each task's first single-task network that answers with numbers on validation rows.
+
+    NaN for a task that none answers so: what it shares with others is not known.
+    """
+    rows = validation_rows(dataset)
+    losses = np.full((len(dataset.tasks), len(rows)), np.nan)
+    singles = [finalist for finalist in finalists if finalist.candidate.kind == "single"]
+    for t in range(len(losses)):
+        if (first := next((held for f in singles if (held := f.finite(t)) is not None), None)) is not None:
+            losses[t] = task_losses(first, dataset, t, rows)
+    return losses
 
 
 def _entries(driver: Driver, proposals: Proposals, grown: Sequence[Trees | None]) -> Iterator[Entry]:

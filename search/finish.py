@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from mtl_bento.columns._base import COLUMNS
 from mtl_bento.encoders._base import ENCODERS, kind_of
+from mtl_bento.errors import listing
 from mtl_bento.forest import Forest
 from mtl_bento.heads._base import HEADS
 from mtl_bento.model import Model
@@ -42,11 +43,13 @@ from mtl_bento_search.run import MODEL, RESULT_VERSION, plain
 from mtl_bento_search.select import NETWORKS, Choice
 from mtl_bento_search.shown import shown
 from mtl_bento_search.study import FINALS_SHARE, Driver
-from mtl_bento_search.trees import Trees
+from mtl_bento_search.trees import Trees, learnable
 from mtl_bento_search.verdict import verdicts
 
 MOST_TREE_TRIALS = 30
 """Configurations of trees that are tried a task where the number of trials bounds the search."""
+FEW_TREE_TRIALS = 3
+"""Configurations of trees below which it is said that they had too little time."""
 MIN_FOR_IMPORTANCE = 30
 """Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
 
@@ -112,7 +115,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
     """Tune trees, train the finalists, choose, test once, write model, result and report; return the result."""
     sitting = driver.sitting
     folder, clock = sitting.folder, sitting.clock
-    grown = _grown(driver, config)
+    grown, notes = _grown(driver, config)
     with clock.phase("finals"):
         sitting.progress.phase("finals", "each task alone at the best configurations, groups, networks on top of trees")
         finals = gather(driver, grown, groups=config.groups)
@@ -130,7 +133,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         tested = sorted({*folder.read_state().get("tested", ()), f"{driver.n_told()} trials, {asked}"})
         folder.note(tested=tested)
     with clock.phase("report"):
-        result = _result(driver, choice, records, spec, looks=len(tested))
+        result = _result(driver, choice, records, spec, looks=len(tested), notes=notes)
         result |= {
             "chosen_by": config.search.model_dump(include=CHOOSING),
             "blend": _blended(problem, choice),
@@ -150,11 +153,14 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
     return result
 
 
-def _grown(driver: Driver, config: Config) -> tuple[Trees | None, ...]:
-    """Return the tuned trees of each task, for which there is as much time as the trials took; None without any."""
+def _grown(driver: Driver, config: Config) -> tuple[tuple[Trees | None, ...], list[str]]:
+    """Return the tuned trees of each task, for which there is as much time as the trials took, and what is noted.
+
+    None for a task without any.
+    """
     sitting, clock = driver.sitting, driver.sitting.clock
     if not config.search.trees or sitting.interrupted:
-        return (None,) * len(sitting.problem.tasks)
+        return (None,) * len(sitting.problem.tasks), []
     # By time where time bounds the search; by number where the number of trials does, so that a run can be repeated.
     by_number = config.search.n_trials is not None
     left = max(0.0, sitting.deadline() - time.monotonic()) * (1 - FINALS_SHARE)
@@ -162,7 +168,31 @@ def _grown(driver: Driver, config: Config) -> tuple[Trees | None, ...]:
     with clock.phase("trees"):
         sitting.progress.phase("trees", "boosted trees for each task, tuned for as long")
         n_trials = min(driver.n_told(), MOST_TREE_TRIALS) if by_number else None
-        return grow(driver, seconds=seconds, n_trials=n_trials)
+        grown = grow(driver, seconds=seconds, n_trials=n_trials)
+    notes = tree_notes(sitting.problem, grown, n_trials)
+    for note in notes:
+        sitting.progress.say(f"{note[0].upper()}{note[1:]}.")
+    return grown, notes
+
+
+def tree_notes(problem: Problem, grown: Sequence[Trees | None], wanted: int | None) -> list[str]:
+    """Return a note for trees that time left no configuration, or a few: they are no opponent that was tuned.
+
+    Args:
+        problem: whose tasks have the trees.
+        grown: tuned where there was time.
+        wanted: configurations a task that the search was to try; None is as many as time allows.
+    """
+    enough = FEW_TREE_TRIALS if wanted is None else min(FEW_TREE_TRIALS, wanted)
+    held: dict[int, list[str]] = {}
+    for t, (name, trees) in enumerate(zip(problem.names, grown, strict=True)):
+        n = 0 if trees is None else trees.n_trials
+        if n < enough and learnable(problem, t):
+            held.setdefault(n, []).append(name)
+    words = {0: "no configuration", 1: "one configuration"}
+    return [
+        f"the time left {words.get(n, f'{n} configurations')} to the trees of {listing(held[n])}" for n in sorted(held)
+    ]
 
 
 def _chosen(problem: Problem, finals: Finals, config: Config) -> Arms:
@@ -206,6 +236,7 @@ def _card(spec: dict[str, Any], problem: Problem, records: list[dict[str, Any]],
         "spec_sha256": spec["sha256"],
         "data_sha256": problem.data_sha256,
         "split_sha256": problem.protocol.digest(),
+        "sample_weight": spec["sample_weight"],
         "n_train": len(problem.protocol.learned),
         "n_test": len(problem.protocol.test),
         "metrics": {r["task"]: plain(r["metrics"]) for r in records},
@@ -243,6 +274,7 @@ def _result(
     spec: dict[str, Any],
     *,
     looks: int,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     problem, study, references = driver.sitting.problem, driver.study, driver.references
     # A round that was interrupted goes on another time: its trials are running, and not spoken of.
@@ -266,7 +298,7 @@ def _result(
             "folds": len(problem.protocol.splits),
         },
         "test_looks": looks,
-        "notes": [*problem.notes, *problem.leaks, *_shortened(driver), *driver.sitting.packing.notes],
+        "notes": [*problem.notes, *problem.leaks, *_shortened(driver), *notes, *driver.sitting.packing.notes],
         "targets": [
             {"name": t.name, "kind": t.spec.kind, "metric": t.metric, "weight": t.spec.weight} for t in problem.tasks
         ],

@@ -329,9 +329,9 @@ def read(name: str, task: Task[Any], scored: np.ndarray) -> np.ndarray:
 
 
 def measure(name: str, truth: np.ndarray, scored: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return a metric on the labelled rows, NaN where there is none or the metric is undefined on them."""
+    """Return a metric on the labelled rows, NaN where none weighs anything or the metric is undefined on them."""
     held = known_rows(truth)
-    if not held.any():
+    if not held.any() or (weights is not None and not weights[held].any()):
         return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns where a metric is undefined; NaN says it

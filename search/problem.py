@@ -46,7 +46,7 @@ class Problem:
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     leaks: tuple[str, ...]
-    """Inputs that may give a target away, a line each."""
+    """Inputs that may give a target away, and targets that are one another, a line each."""
     data_sha256: str
     _placed: dict[bytes, tuple[Task[Any], ...]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -89,7 +89,7 @@ def make_problem(
     table, roles = _load(config, data, valid, test)
     config = _with_found_split(config, table, roles)
     targets = _known_targets(config, table)
-    weights = _row_weights(config, table)
+    weights = None if config.sample_weight is None else row_weights(table, config.sample_weight)
     notes = [] if config.split.kind == "random" or roles is not None else [f"by column {config.split.column!r}"]
     service = {c for c in (config.sample_weight, config.split.column) if c is not None}
     other_splits = [c for c in table.column_names if c not in {*service, *config.inputs} and looks_like_split(table, c)]
@@ -110,7 +110,7 @@ def make_problem(
     schema = suited(inference.schema, tasks, table, rows=learned, chosen=config.inputs)
     placed = _placed(tasks, schema, table, np.arange(table.num_rows))
     labels = [task.encode(table[task.name]) for task in placed]
-    _check_splits(tasks, labels, protocol)
+    _check_splits(tasks, labels, protocol, weights)
     blocks = schema.encode(table)
     inputs = Inputs.fit(schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
     dataset = Dataset.build(
@@ -126,8 +126,11 @@ def make_problem(
             *inference.left_out,
             *(LeftOut(c, "another split", f"name it by `--split {c}` to use it") for c in other_splits),
         ),
-        (*notes, *protocol.notes),
-        tuple(suspicions(table, [c.name for c in schema.columns], list(targets), learned)),
+        (*notes, *protocol.notes, *_absent(tasks, labels, protocol)),
+        (
+            *_twins(table, list(targets)),
+            *suspicions(table, [c.name for c in schema.columns], list(targets), learned),
+        ),
         digest(table),
     )
 
@@ -290,8 +293,12 @@ def _coarse(values: pa.ChunkedArray, name: str) -> np.ndarray:
     return np.asarray(codes.to_numpy(zero_copy_only=False))
 
 
-def _check_splits(tasks: Sequence[Task[Any]], encoded: Sequence[np.ndarray], protocol: Protocol) -> None:
-    """Raise SchemaError where a part of the split leaves a task without labels."""
+def _check_splits(
+    tasks: Sequence[Task[Any]], encoded: Sequence[np.ndarray], protocol: Protocol, weights: np.ndarray | None
+) -> None:
+    """Raise SchemaError where a part of the split leaves a task without labels; rows of weight 0 do not count."""
+    unheeded = np.zeros(len(encoded[0]), dtype=bool) if weights is None else weights == 0
+    heavy = " that weigh more than 0" if unheeded.any() else ""
     parts = [(f"the training rows of fold {i + 1}" if len(protocol.splits) > 1 else "the training rows", train)
              for i, (train, _) in enumerate(protocol.splits)]  # fmt: skip
     parts += [
@@ -299,29 +306,52 @@ def _check_splits(tasks: Sequence[Task[Any]], encoded: Sequence[np.ndarray], pro
         ("the test rows", protocol.test),
     ]
     for task, labels in zip(tasks, encoded, strict=True):
-        missing = ~task.known(torch.from_numpy(labels)).numpy()
+        missing = unheeded | ~task.known(torch.from_numpy(labels)).numpy()
         for words, rows in parts:
             if missing[rows].all():
                 raise SchemaError(
-                    f"Target {task.name!r} has no label in {words}; "
+                    f"Target {task.name!r} has no label in {words}{heavy}; "
                     "split otherwise (`split:` in mtl.yaml), or leave it out."
                 )
         for words, rows in parts[: len(protocol.splits)]:
             known = labels[rows][~missing[rows]]
             if known.ndim == 1 and known.min() == known.max():
                 raise SchemaError(
-                    f"Target {task.name!r} has one value only in {words}; "
+                    f"Target {task.name!r} has one value only in {words}{heavy}; "
                     "split otherwise (`split:` in mtl.yaml), or leave it out."
                 )
 
 
-def _row_weights(config: Config, table: pa.Table) -> np.ndarray | None:
-    """Return row weights with mean 1, or None; raises SpecError or SchemaError where they are no weights."""
-    name = config.sample_weight
-    if name is None:
-        return None
+def _absent(tasks: Sequence[Task[Any]], encoded: Sequence[np.ndarray], protocol: Protocol) -> list[str]:
+    """Return a note for each target with labels that a fold validates without having learned them."""
+    notes = []
+    for task, labels in zip(tasks, encoded, strict=True):
+        if labels.ndim > 1 or labels.dtype.kind != "i":  # numbers, or no labels of rows
+            continue
+        unseen = [np.setdiff1d(labels[valid], [-1, *labels[train]]) for train, valid in protocol.splits]
+        if n := len(np.unique(np.concatenate(unseen))):
+            folds = listing(str(i + 1) for i, missing in enumerate(unseen) if len(missing))
+            where = f", in fold {folds}" if len(protocol.splits) > 1 else ""
+            notes.append(f"labels of target {task.name!r} that the training rows lack: {n}{where}")
+    return notes
+
+
+def _twins(table: pa.Table, names: Sequence[str]) -> list[str]:
+    """Return a note for each target that is another one by another name."""
+    return [
+        f"Targets {one!r} and {other!r} hold the same labels, which therefore count twice in every mean"
+        for i, other in enumerate(names)
+        if (one := next((n for n in names[:i] if table[n].equals(table[other])), None)) is not None
+    ]
+
+
+def row_weights(table: pa.Table, name: str) -> np.ndarray:
+    """Return the row weights in a column, with mean 1; raises SpecError or SchemaError where they are no weights."""
     if name not in table.column_names:
-        raise SpecError(f"sample_weight: there is no column {name!r}{nearest(name, table.column_names) or '.'}")
+        raise SpecError(
+            f"sample_weight: there is no column {name!r}{nearest(name, table.column_names) or '.'} "
+            f"Columns: {listing(table.column_names)}."
+        )
     weights = floats(tables.plain(table[name]), name).ravel().astype(np.float64)
     bad = ~(weights >= 0)
     if bad.any():

@@ -126,7 +126,10 @@ def _develop(
     rng = np.random.default_rng([seed, 1])
     if n_folds:
         if len(develop) < n_folds * 2:
-            raise SchemaError(f"{len(develop)} rows to develop on are too few for {n_folds} folds; bring more rows.")
+            raise SchemaError(
+                f"{len(develop)} rows to develop on are too few for {n_folds} folds of two rows at least; "
+                "bring more rows, or ask for fewer: `split: {folds: 2}`."
+            )
         fold = deal(develop, labels, n_folds, rng)
         notes.append(f"{n_folds} folds over {len(develop):,} rows, {len(test):,} rows locked for the test")
         return Protocol(

@@ -61,6 +61,15 @@ class Finalist:
     answers: Answers
     """[V, O] a task."""
 
+    def finite(self, t: int) -> np.ndarray | None:
+        """Return its answers for task t; None where it has none, or one is no finite number."""
+        return finite(self.answers[t])
+
+
+def finite(answered: np.ndarray | None) -> np.ndarray | None:
+    """Return answers [B, O]; None where there are none, or one is no finite number."""
+    return answered if answered is not None and np.isfinite(answered).all() else None
+
 
 def answers(members: Sequence[Trained], dataset: Dataset, rows: np.ndarray) -> list[np.ndarray]:
     """Return the answers of trained networks on rows [B], averaged over the networks: [B, O] for each task."""
@@ -154,17 +163,19 @@ def choose(finalists: Sequence[Finalist], dataset: Dataset, *, most: int, kinds:
     """Return who serves each task: greedily the finalists of some kinds (default all), see `blend.pick`.
 
     Args:
-        finalists: with their out-of-fold answers; for each task there is one at least that answers it.
+        finalists: with their out-of-fold answers.
         dataset: whose validation rows decide.
         most: candidates that may serve a task.
         kinds: those that may take part.
+
+    Raises RunError naming a task that none of them answers with finite numbers.
     """
     rows = validation_rows(dataset)
     weights = row_weights(dataset, rows)
     held = [f for f in finalists if kinds is None or f.candidate.kind in kinds]
     shares = np.zeros((len(dataset.tasks), len(held)))
     for t, task in enumerate(dataset.tasks):
-        places = [p for p, f in enumerate(held) if (own := f.answers[t]) is not None and np.isfinite(own).all()]
+        places = [p for p, f in enumerate(held) if f.finite(t) is not None]
         if not places:
             raise RunError(
                 f"Nothing that may be served answers target {task.name!r} with finite numbers; "
@@ -197,12 +208,12 @@ def _built_on(held: Sequence[Finalist], place: int, shares: np.ndarray, dataset:
 
 
 def best_of(finalists: Sequence[Finalist], dataset: Dataset, t: int, kind: str) -> Finalist | None:
-    """Return the finalist of a kind with the lowest validation loss on task t; None where there is none."""
+    """Return the finalist of a kind with the lowest validation loss on task t; None where none answers in numbers."""
     rows = validation_rows(dataset)
     weights = row_weights(dataset, rows)
     found = [
         (mean_loss(task_losses(held, dataset, t, rows), weights), place)
         for place, f in enumerate(finalists)
-        if f.candidate.kind == kind and (held := f.answers[t]) is not None
+        if f.candidate.kind == kind and (held := f.finite(t)) is not None
     ]
     return finalists[min(found)[1]] if found else None

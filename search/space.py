@@ -26,7 +26,6 @@ from mtl_bento.encoders._base import ENCODERS, has_positions, kind_of
 from mtl_bento.errors import SpecError, UnknownKindError, listing, nearest
 from mtl_bento.heads._base import HEADS, HeadSpec
 from mtl_bento.network import NetworkSpec, check_fits
-from mtl_bento.registry import one_line
 from mtl_bento.spec import Searched, Spec
 from mtl_bento.training import MemberSpec, TrainingSpec
 from mtl_bento.trunks._base import TRUNKS, TrunkSpec
@@ -331,7 +330,8 @@ def _valid(slot: Slot, value: Any, where: str) -> Any:
     try:
         held = getattr(slot.spec.model_validate({slot.field: given}), slot.field)
     except ValidationError as error:
-        raise SpecError(one_line(error, where=where)) from None
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SpecError(f"{where}: {message}.") from None
     return held[slot.key] if isinstance(held, dict) else held
 
 

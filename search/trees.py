@@ -1,8 +1,12 @@
 """LightGBM tuned for each task alone, its boosters compiled to `mtl_bento.forest.Forest`s.
 
-Each task has its own Optuna study; the first trial is LightGBM's defaults. A trial trains one booster a split on most
-of the split's training rows; the others say when to stop, for all splits together, as a small split's own are too few
-to. The validation rows judge. The best parameters are trained again on all training rows, for a few rounds more.
+Each task has its own Optuna study, which begins with presets: LightGBM's defaults, before them what is quick and good
+where rows are few. A trial trains one booster a split on most of the split's training rows; the others say when to
+stop, for all splits together, as a small split's own are too few to. The validation rows judge. The best parameters are
+trained again on all training rows, for a few rounds more.
+
+Where seconds bound the tuning, the first trial of a task ends with its share of them, as far as it has come; a task for
+which none are left has no trees. Where training again would take too long, the boosters of most rows are kept.
 
 Boosters start from the best constant outputs, each label counted half a time more (`Boosted.constant`): LightGBM's own
 start is 34 nats off for a label that a fold lacks.
@@ -49,12 +53,20 @@ DEFAULTS: dict[str, Any] = {
     "bagging_fraction": 1.0, "lambda_l1": 1e-8, "lambda_l2": 1e-8, "max_bin": 255, "extra_trees": False,
     "cat_smooth": 10.0, "cat_l2": 10.0, "min_data_per_group": 100,
 }  # fmt: skip
-"""Trial 0: LightGBM's own (1e-8 is its 0 on a logarithmic scale)."""
+"""LightGBM's own (1e-8 is its 0 on a logarithmic scale): the first trial, but where rows are few."""
 CALM: dict[str, Any] = DEFAULTS | {
     "learning_rate": 0.04, "num_leaves": 8, "min_child_samples": 10, "feature_fraction": 0.6, "bagging_fraction": 0.8,
     "lambda_l2": 1.0,
 }  # fmt: skip
-"""Trial 1: what is good on few rows."""
+"""What is good on few rows."""
+BRISK: dict[str, Any] = CALM | {"learning_rate": 0.1}
+"""The same in a third of the time: the first trial where rows are few."""
+FEW_ROWS = 5000
+"""Labelled training rows of a split below which they are few."""
+COLUMNS = 64
+"""Inputs that a tree of `CALM` and `BRISK` looks at, where .2 to .6 of them are as many: wide tables take no longer."""
+LATE = 0.1
+"""Share of the seconds by which training the best parameters again may be late; beyond it, it is left out."""
 FOR_CATEGORIES = ("cat_smooth", "cat_l2", "min_data_per_group")
 
 Told = Callable[[str, int, float], None]
@@ -67,7 +79,7 @@ class Trees:
 
     task: str
     forests: tuple[Forest, ...]
-    """One a split, of all its training rows."""
+    """One a split, of all its training rows; of most of them where time was too short to train again."""
     margins: np.ndarray
     """[N, O] float32, each row's by forests that did not learn it: a validation row's by the split's forest, a training
     row's that validates in no split by cross-fitting, the mean over the forests on all others (the test)."""
@@ -88,17 +100,17 @@ def tune(
     progress: Told | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Trees | None, ...]:
-    """Return tuned trees for each task; None for one that trees cannot learn, or with fewer than 20 training labels.
+    """Return tuned trees for each task; None for one that is not `learnable`, or for which there was no time.
 
     Args:
         problem: tasks, splits, labels and weights.
         features: what `Inputs.features` returns of all rows, [N, F] float32.
-        seconds: wall time of all tasks together, the last training included; each task has one trial at least.
+        seconds: wall time of all tasks together, the last training included.
         n_trials: trials a task; two runs bounded by it alone, with as many workers, give the same forests.
         seed: of the studies and of the boosters.
         n_workers: how many tasks are tuned at the same time; LightGBM has what is left of them as threads.
         progress: told of each trial, from the thread that ran it.
-        stop: asked often; where it says so, tuning ends as if the time were over.
+        stop: asked often; where it says so, tuning ends with the first trial of each task.
 
     Raises MissingExtraError where LightGBM is not installed, ValueError where neither bound is given.
     """
@@ -118,11 +130,20 @@ def tune(
             try:
                 for worker in [pool.submit(rounds.work) for _ in range(side_by_side)]:
                     worker.result()
-                tuned = {s.place: trees for s, trees in zip(studies, pool.map(_Study.finish, studies), strict=True)}
+                latest = deadline + LATE * (0.0 if seconds is None else seconds)
+                done = [study for study in studies if study.n_trials]
+                tuned = {
+                    s.place: trees for s, trees in zip(done, pool.map(lambda s: s.finish(latest), done), strict=True)
+                }
             except BaseException:
                 rounds.end()
                 raise
     return tuple(tuned.get(t) for t in range(len(problem.tasks)))
+
+
+def learnable(problem: Problem, t: int) -> bool:
+    """Return whether trees can learn a task: it answers rows as a whole, and 20 rows of each split have labels."""
+    return _boosted(problem, t) is not None
 
 
 def _boosted(problem: Problem, t: int) -> Boosted | None:
@@ -164,14 +185,12 @@ class _Turns:
         """End all trials now."""
         self._ended = True
 
-    def _has_ended(self) -> bool:
-        return self._ended
-
     def work(self) -> None:
         """Train one trial after another until none is wanted."""
         try:
             while (study := self._next()) is not None:
-                if study.trial(self._over if study.n_trials else self._has_ended) and self._progress is not None:
+                over = self._over if study.n_trials else self._first_over(study)
+                if study.trial(over) and self._progress is not None:
                     self._progress(study.task.name, study.n_trials, study.loss)
                 with self._lock:
                     self._idle.append(study)
@@ -181,7 +200,7 @@ class _Turns:
 
     def _next(self) -> _Study | None:
         with self._lock:
-            wanted = [study for study in self._idle if not study.n_trials or self._wants(study)]
+            wanted = [study for study in self._idle if self._wants(study)]
             if not wanted or self._ended:
                 return None
             study = min(wanted, key=lambda s: (s.seconds, s.place))
@@ -189,12 +208,28 @@ class _Turns:
             return study
 
     def _wants(self, study: _Study) -> bool:
+        if not study.n_trials:
+            return self._left() > 0
         return (self._n_trials is None or study.n_trials < self._n_trials) and not self._over()
 
-    def _over(self) -> bool:
-        """Return whether the time is over, but for training the best parameters again."""
+    def _left(self) -> float:
+        """Return the seconds that are left, but for training the best parameters again."""
         last = sum(study.last_seconds for study in self._studies) / self._side_by_side
-        return self._ended or time.monotonic() + last > self._deadline or self._asked()
+        return self._deadline - time.monotonic() - last
+
+    def _over(self) -> bool:
+        """Return whether the time is over."""
+        return self._ended or self._left() < 0 or self._asked()
+
+    def _first_over(self, study: _Study) -> Callable[[], bool]:
+        """Return what says that the first trial of a study has had its time.
+
+        That is half of its share of what is left, training it again being the other half: tasks after it need theirs.
+        """
+        waiting = sum(not other.n_trials for other in self._studies)
+        share = self._left() * self._side_by_side / max(self._side_by_side, waiting)
+        until = time.monotonic() + share / (1 + study.repeats)
+        return lambda: self._ended or time.monotonic() > until
 
 
 @dataclass
@@ -204,6 +239,8 @@ class _Best:
     loss: float
     params: dict[str, Any]
     rounds: int
+    boosters: list[Any]
+    """Those that were judged, of most training rows."""
     seconds: float
 
 
@@ -228,7 +265,9 @@ class _Study:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=self._seed, multivariate=True)
         self._study = optuna.create_study(sampler=sampler)
-        for params in (DEFAULTS, CALM):
+        fraction = {"feature_fraction": float(np.clip(COLUMNS / x.shape[1], 0.2, 0.6))}
+        few = (BRISK | fraction, CALM | fraction, DEFAULTS)
+        for params in few if self._fewest < FEW_ROWS else (DEFAULTS, CALM | fraction):
             self._study.enqueue_trial({name: params[name] for name in self._names()})
 
     @property
@@ -237,16 +276,20 @@ class _Study:
         return np.inf if self._best is None else self._best.loss
 
     @property
+    def repeats(self) -> float:
+        """How often the time of a trial training its parameters again takes, about."""
+        return 1 + (CROSS / len(self._parts) if self._crossed.size else 0)
+
+    @property
     def last_seconds(self) -> float:
         """What training the best parameters again will take, about."""
-        splits = len(self._parts)
-        return 0.0 if self._best is None else self._best.seconds * (1 + (CROSS / splits if self._crossed.size else 0))
+        return 0.0 if self._best is None else self._best.seconds * self.repeats
 
     def _names(self) -> list[str]:
         return [name for name in DEFAULTS if self._categorical or name not in FOR_CATEGORIES]
 
     def trial(self, over: Callable[[], bool]) -> bool:
-        """Train one trial and return True; False where the time ended it."""
+        """Train one trial and return True; False where the time ended it. The first one counts as far as it came."""
         start = time.monotonic()
         trial = self._study.ask()
         params = self._suggest(trial)
@@ -261,7 +304,7 @@ class _Study:
             self._study.tell(trial, loss)
             self.n_trials += 1
             if loss < self.loss:
-                self._best = _Best(loss, params, rounds, time.monotonic() - start)
+                self._best = _Best(loss, params, rounds, boosters, time.monotonic() - start)
         self.seconds += time.monotonic() - start
         return grown is not None
 
@@ -287,7 +330,10 @@ class _Study:
         return params
 
     def _grow(self, params: dict[str, Any], over: Callable[[], bool]) -> tuple[list[Any], int] | None:
-        """Return a booster a split and how many of their rounds are best by the mean over the splits; None: cut."""
+        """Return a booster a split and how many of their rounds are best by the mean over the splits.
+
+        Where the time is over: the first trial as far as it is, None of any other.
+        """
         held = self._sets_of(int(params["max_bin"]))
         boosters = [self._booster(params, learned) for learned, _ in held]
         for booster, (_, stopping) in zip(boosters, held, strict=True):
@@ -296,7 +342,10 @@ class _Study:
         best, best_rounds = np.inf, 1
         for done in range(1, max(1, MOST_TREES // self.task.n_outputs) + 1):
             if over():
-                return None
+                if self.n_trials:
+                    return None
+                if done > 1:
+                    break
             exhausted = [booster.update() for booster in boosters]
             loss = float(np.mean([booster.eval_valid()[0][2] for booster in boosters]))
             if loss < best:
@@ -370,24 +419,31 @@ class _Study:
         mean = np.nan_to_num(losses) @ weights / max(weights.sum(), 1e-12)
         return float(mean / float(dataset.trivial[self.place]))
 
-    def finish(self) -> Trees:
-        """Return the forests of the best parameters, trained on all training rows, and everybody's margins."""
+    def finish(self, latest: float) -> Trees:
+        """Return the forests of the best parameters, trained on all training rows, and everybody's margins.
+
+        Where that would take longer than until `latest`, by the monotonic clock, the boosters that were judged stay.
+        """
         best = self._best
-        assert best is not None  # the first trial is never cut
+        assert best is not None  # of a study that had a trial
         self._sets.clear()
         splits = self._problem.protocol.splits
-        rounds = max(1, round(best.rounds * MORE_ROUNDS))
-        boosters = [self._trained(best.params, train, rounds) for train, _ in splits]
+        learned, boosters, rounds = [train for train, _ in splits], best.boosters, best.rounds
+        if time.monotonic() + self.last_seconds <= latest:
+            rounds = max(1, round(best.rounds * MORE_ROUNDS))
+            boosters = [self._trained(best.params, train, rounds) for train in learned]
+        else:
+            learned = [train[part != 0] for train, part in zip(learned, self._parts, strict=True)]
         margins = np.empty((len(self._x), self.task.n_outputs))
         seen = [self._crossed, *(valid for _, valid in splits)]
         others = np.setdiff1d(np.arange(len(self._x)), np.concatenate(seen))
-        pairs = list(zip(boosters, splits, strict=True))
-        margins[others] = np.mean([self._raw(booster, train, others, rounds) for booster, (train, _) in pairs], axis=0)
-        for booster, (train, valid) in pairs:
-            margins[valid] = self._raw(booster, train, valid, rounds)
+        pairs = list(zip(boosters, learned, strict=True))
+        margins[others] = np.mean([self._raw(booster, own, others, rounds) for booster, own in pairs], axis=0)
+        for (booster, own), (_, valid) in zip(pairs, splits, strict=True):
+            margins[valid] = self._raw(booster, own, valid, rounds)
         self._cross(margins, best)
         judged = self._loss(np.concatenate([margins[valid] for _, valid in splits]))
-        forests = tuple(compile(b, self.task.name, bias=self._constant(train)) for b, (train, _) in pairs)
+        forests = tuple(compile(b, self.task.name, bias=self._constant(own), rounds=rounds) for b, own in pairs)
         params = best.params | {"rounds": rounds}
         return Trees(self.task.name, forests, margins.astype(np.float32), params, judged, self.n_trials)
 
@@ -418,12 +474,12 @@ class _Study:
         return part
 
 
-def compile(booster: Any, task: str, *, bias: np.ndarray | None = None) -> Forest:
-    """Return a LightGBM booster as tensors; `bias` [O] is added to its raw predictions.
+def compile(booster: Any, task: str, *, bias: np.ndarray | None = None, rounds: int | None = None) -> Forest:
+    """Return a LightGBM booster, or its first rounds, as tensors; `bias` [O] is added to its raw predictions.
 
     Raises ValueError for linear trees and for boosters that average their trees.
     """
-    head, *texts = booster.model_to_string().split("\nTree=")
+    head, *texts = booster.model_to_string(num_iteration=rounds).split("\nTree=")
     if "\naverage_output" in head:
         raise ValueError("a booster that averages its trees is no sum of them")
     n_outputs = booster.num_model_per_iteration()

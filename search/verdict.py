@@ -92,7 +92,7 @@ def verdicts(
     for t, record in enumerate(records):
         record["losses"] = {arm: held[t] for arm, held in (losses or {}).items()}
     for opponent in OPPONENTS:
-        _decide([record["against"][opponent] for record in records if opponent in record["against"]])
+        decide([record["against"][opponent] for record in records if opponent in record["against"]])
     return records
 
 
@@ -103,7 +103,7 @@ def _record(
     served_by: Mapping[str, Served],
     weights: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Return a task's record; in "against" there is the difference itself, of which `_decide` makes a verdict."""
+    """Return a task's record; in "against" there is the difference itself, of which `decide` makes a verdict."""
     scored = {arm: task.scored(answer) for arm, answer in answers.items() if answer is not None}
     others = [arm for arm in OPPONENTS if arm in scored]
     every = {
@@ -144,8 +144,11 @@ def _record(
     }
 
 
-def _decide(held: Sequence[dict[str, Any]]) -> None:
+def decide(held: Sequence[dict[str, Any]]) -> None:
     """Turn the differences of all tasks to one opponent into verdicts, in place.
+
+    Each record comes with "difference" (a `metrics.Difference`), "value" (the opponent's figure) and "same" (whether
+    both are one and the same answers), and has difference, lower, upper, p, p_corrected, verdict and smallest then.
 
     A task whose answers are the opponent's own, or whose metric is undefined, is no comparison and corrects no other.
     """

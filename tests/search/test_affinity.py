@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from small import network_spec
 
 from mtl_bento.dataset import Dataset
+from mtl_bento.network import Trained
 from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, advance
 from mtl_bento.trunks._base import TrunkSpec
 from mtl_bento.trunks.mlp import MLPSpec
@@ -53,6 +55,13 @@ def test_a_row_without_a_label_does_not_move_a_cosine(related: Dataset) -> None:
     both = gradient_cosines(trained, related, np.concatenate([labelled, unlabelled]))
     assert np.isfinite(both).all()
     assert both[3, 0] != 0
+
+
+def test_gradients_that_are_no_numbers_have_no_cosines(related: Dataset) -> None:
+    spec = MemberSpec(network=network_spec(related, MLPSpec(width=16)), training=TrainingSpec(batch_size=64, steps=4))
+    trained = advance(Stack((Member(spec, seed=0),), 0), related, 4).trained(0)
+    broken = Trained(trained.spec, {name: torch.full_like(held, torch.nan) for name, held in trained.state.items()})
+    np.testing.assert_array_equal(gradient_cosines(broken, related, np.arange(600)), np.eye(4))
 
 
 def test_errors_on_the_same_rows_correlate() -> None:

@@ -18,9 +18,12 @@ from small import TARGETS, make_table
 import mtl_bento as mb
 from mtl_bento.cli import cli
 from mtl_bento.errors import RunError, SpecError
+from mtl_bento_search import metrics
+from mtl_bento_search.compare import comparison
 from mtl_bento_search.explain import of_split
 from mtl_bento_search.oof import PREDICTIONS, part_of, read_predictions
 from mtl_bento_search.run import Run
+from mtl_bento_search.verdict import LEVEL, holm
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -42,10 +45,10 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run on a holdout, of few steps."""
+    """A run on a holdout, of few steps and without trees."""
     space = {"steps": 16, "width": 8, "batch_size": 32}
     out = tmp_path_factory.mktemp("short") / "short"
-    return tiny(out, split={"folds": 0}, search={"trunk": ["mlp"], "space": space})
+    return tiny(out, split={"folds": 0}, search={"trunk": ["mlp"], "space": space, "trees": False})
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +130,34 @@ def test_the_longer_run_is_better_by_the_difference_of_both_test_figures(short: 
     np.testing.assert_allclose(back["difference"], -frame["difference"])
     hours = frame.set_index("task").loc["hours.per week"]
     assert hours["verdict"] == "better"  # 16 steps are hardly a beginning
+    assert back.set_index("task").loc["hours.per week", "verdict"] == "worse"
 
 
-def test_a_run_against_itself_differs_nowhere(short: Run) -> None:
+def test_a_run_against_itself_is_the_same_everywhere(short: Run) -> None:
     frame = mb.compare(short, short)
     assert (frame[["difference", "lower", "upper"]] == 0).all().all()
-    assert set(frame["verdict"]) == {"no difference shown"}
+    assert set(frame["verdict"]) == {"same"}
+    assert frame[["p", "p_corrected", "smallest"]].isna().all().all()
+
+
+def test_two_runs_are_compared_by_the_machinery_of_a_searchs_verdicts(short: Run, longer: Run) -> None:
+    records = comparison(short, longer)
+    assert list(records[0]) == [
+        "task", "metric", "first", "second", "difference", "lower", "upper", "p", "p_corrected", "verdict", "smallest",
+        "n_test",
+    ]  # fmt: skip
+    assert [r["p_corrected"] for r in records] == pytest.approx(holm([r["p"] for r in records]))
+    for r in records:
+        assert (r["smallest"] is not None) == (r["verdict"] == "inconclusive")
+        assert (r["verdict"] in ("better", "worse")) == (r["p_corrected"] <= LEVEL)
+    held = [part_of(read_predictions(run.folder), "test") for run in (short, longer)]
+    task = next(t for t in short.model.tasks if t.name == "hours.per week")
+    truth = task.truth(held[0]["hours.per week__given"])
+    one, two = (t["hours.per week"].to_numpy() for t in held)
+    _, (difference,) = metrics.compared(task.metric, truth, two, [one])
+    hours = next(r for r in records if r["task"] == "hours.per week")
+    assert (hours["difference"], hours["p"]) == pytest.approx((difference.difference, difference.p))
+    assert (hours["lower"], hours["upper"]) == pytest.approx(difference.interval)
 
 
 def refused(*arguments: Any) -> str:
@@ -174,10 +199,14 @@ def test_the_command_prints_a_table_or_json(short: Run, longer: Run) -> None:
     shown = CliRunner().invoke(cli, ["compare", str(short.folder), str(longer.folder)])
     assert shown.exit_code == 0
     assert "hours.per week" in shown.stdout
-    assert "better" in shown.stdout
+    assert "Holm's correction" in shown.stdout
     printed = CliRunner().invoke(cli, ["compare", str(short.folder), str(longer.folder), "--json"])
     data = json.loads(printed.stdout)
     assert [task["task"] for task in data["tasks"]] == list(TARGETS)
+    assert data["tasks"] == comparison(short, longer)
+    assert all(task["verdict"] in shown.stdout for task in data["tasks"])
+    back = mb.compare(short, longer)
+    assert back["verdict"].tolist() == [task["verdict"] for task in data["tasks"]]
     assert data["tasks"][0]["first"] == pytest.approx(short.result["tasks"][0]["ours"], abs=1e-5)
 
 

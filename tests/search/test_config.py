@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+import mtl_bento as mb
 from mtl_bento.errors import SpecError, UnknownKindError
 from mtl_bento_search.config import load_config, parse_config, parse_targets, seconds, split_kind, target_options
 
@@ -99,3 +103,21 @@ def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
     path.write_text("data: [unclosed\n")
     with pytest.raises(SpecError, match="cannot be read as YAML"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"n_trials": 0}, "search.n_trials: Input should be greater than or equal to 1."),
+        ({"search": {"spce": 1}}, r"search.spce is not a known key; did you mean 'space'\? Allowed: n_trials, .*"),
+        ({"search": 5}, "search: Input should be a mapping."),
+        ({"groups": "y"}, "groups: Input should be a list."),
+        ({"targets": {"y": 5}}, "targets.y: Input should be a mapping."),
+        ({"search": {"space": {"lr": 1000}}}, "space: lr: Input should be less than or equal to 1."),
+    ],
+)
+def test_a_complaint_about_an_argument_names_its_key_once(given: dict[str, Any], line: str, tmp_path: Path) -> None:
+    table = pa.table({"x": np.arange(100.0) % 17, "y": np.arange(100) % 2})
+    with pytest.raises(SpecError, match=f"^{line}$"):
+        mb.search(table, out=tmp_path / "run", **{"targets": ["y"], **given})
+    assert not (tmp_path / "run").exists()

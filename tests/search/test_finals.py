@@ -12,7 +12,9 @@ from small import TARGETS, make_table
 import mtl_bento as mb
 from mtl_bento.errors import RunError, SpecError
 from mtl_bento.forest import Forest
+from mtl_bento_search import arms, finals
 from mtl_bento_search.run import Run
+from mtl_bento_search.select import Candidate, Finalist
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -90,3 +92,37 @@ def test_a_latency_that_nothing_meets_names_what_would_be_met(tmp_path: Path) ->
     with pytest.raises(RunError, match=r"^--max-latency-ms 1e-06 cannot be met: .* takes [\d.]+ ms here\. Allow "):
         tiny(tmp_path / "run", search={"max_latency_ms": 1e-6})
     assert tiny(tmp_path / "run", search={"max_latency_ms": 1e6}).result["test_looks"] == 1
+
+
+def test_a_task_that_no_network_answers_alone_keeps_its_place_among_affinities_and_has_no_single_task_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, answers_on = finals._answered, finals.answers_on
+
+    def diverged(candidate: Candidate) -> bool:
+        return candidate.kind == "single" and candidate.can(NAMES[1])
+
+    def spoiled(driver: Any, candidate: Candidate) -> Finalist:
+        held = answered(driver, candidate)
+        if not diverged(candidate):
+            return held
+        return Finalist(candidate, tuple(a if a is None else np.full_like(a, np.nan) for a in held.answers))
+
+    def spoiled_on(problem: Any, candidate: Candidate, rows: np.ndarray) -> Any:
+        held = answers_on(problem, candidate, rows)
+        return tuple(np.full_like(a, np.nan) if a is not None and diverged(candidate) else a for a in held)
+
+    monkeypatch.setattr(finals, "_answered", spoiled)
+    monkeypatch.setattr(arms, "answers_on", spoiled_on)
+    result = tiny(tmp_path / "run", search={"trees": False}).result
+    errors = np.array(result["groups"]["affinities"]["errors"])
+    assert errors.shape == (4, 4)
+    np.testing.assert_array_equal(errors[1], np.eye(4)[1])
+    assert np.abs(errors[np.ix_([0, 2, 3], [0, 2, 3])]).min() > 0
+    assert [list(record["against"]) for record in result["tasks"]] == [
+        ["single_task"],
+        [],
+        ["single_task"],
+        ["single_task"],
+    ]
+    assert "single_task_default" not in result["tasks"][1]["values"]

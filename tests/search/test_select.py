@@ -11,6 +11,7 @@ from mtl_bento.errors import RunError
 from mtl_bento.forest import Forest
 from mtl_bento.training import Member, MemberSpec, Stack, TrainingSpec, advance
 from mtl_bento_search import select
+from mtl_bento_search.finals import losses_alone
 from mtl_bento_search.select import (
     Answers,
     Candidate,
@@ -63,6 +64,22 @@ def test_the_best_of_a_kind_is_that_of_the_lowest_validation_loss(dataset: Datas
     assert found is not None
     assert found.candidate == good
     assert best_of(finalists, dataset, 0, "trees") is None
+
+
+def test_losses_alone_keep_a_row_for_a_task_that_no_network_answers_alone(
+    dataset: Dataset, small_network: object
+) -> None:
+    single = finalist(trained(dataset, 8, 0, small_network, kind="single"), dataset, (0, 2))
+    diverged = Finalist(single.candidate, (None, None, np.full((1, 1), np.nan), np.full((1, 1), np.inf)))
+    losses = losses_alone([diverged, single], dataset)
+    rows = validation_rows(dataset)
+    assert losses.shape == (4, len(rows))
+    for t in (0, 2):
+        answered = single.answers[t]
+        assert answered is not None
+        np.testing.assert_array_equal(losses[t], task_losses(answered, dataset, t, rows))
+    assert np.isnan(losses[[1, 3]]).all()
+    assert best_of([diverged], dataset, 2, "single") is None
 
 
 def test_a_task_that_nothing_answers_with_numbers_is_one_line(dataset: Dataset, small_network: object) -> None:

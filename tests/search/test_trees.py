@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from mtl_bento.errors import MissingExtraError, RunError
 from mtl_bento_search import trees as trees_module
 from mtl_bento_search.config import Config
+from mtl_bento_search.finish import tree_notes
 from mtl_bento_search.problem import Problem, make_problem
-from mtl_bento_search.trees import DEFAULTS, Trees, load, save, tune
+from mtl_bento_search.trees import BRISK, DEFAULTS, Trees, load, save, tune
 
 pytest.importorskip("lightgbm")
 
@@ -130,10 +132,24 @@ def test_two_runs_of_as_many_trials_give_the_same_forests() -> None:
             assert all(torch.equal(tensor, its.tensors[name]) for name, tensor in mine.tensors.items())
 
 
-def test_the_first_trial_is_lightgbms_defaults() -> None:
-    (trees,) = tuned(problem(frame(120), {"yes": {}}), 1)
+def test_lightgbms_defaults_are_the_first_trial_but_where_rows_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = problem(frame(120), {"yes": {}})
+    (trees,) = tuned(made, 1)
+    assert trees is not None
+    assert {name: trees.params[name] for name in BRISK} == BRISK
+    monkeypatch.setattr(trees_module, "FEW_ROWS", 0)
+    (trees,) = tuned(made, 1)
     assert trees is not None
     assert {name: trees.params[name] for name in DEFAULTS} == DEFAULTS
+
+
+def test_trees_of_a_wide_table_look_at_fewer_inputs_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = problem(
+        frame(120, **{f"x{i}": np.random.default_rng(i).normal(size=120) for i in range(254)}), {"number": {}}
+    )
+    (trees,) = tuned(made, 1)
+    assert trees is not None
+    assert trees.params["feature_fraction"] == 64 / features(made).shape[1]
 
 
 def test_more_trials_are_never_worse_on_the_boosters_that_were_judged() -> None:
@@ -235,12 +251,75 @@ def test_tasks_that_answer_by_position_have_no_trees() -> None:
     assert number is not None
 
 
-def test_time_ends_tuning_after_one_trial_a_task_at_least() -> None:
-    told: list[tuple[str, int]] = []
+class Hours:
+    """A clock that stands still but for rounds of boosters, each of which takes a tenth of a second."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
+    import lightgbm
+
+    clock, update = Hours(), lightgbm.Booster.update
+
+    def slow(booster: Any) -> Any:
+        clock.now += 0.1
+        return update(booster)
+
+    monkeypatch.setattr(trees_module, "time", clock)
+    monkeypatch.setattr(lightgbm.Booster, "update", slow)
+    return clock
+
+
+@pytest.mark.parametrize("folds", [5, 0])
+@pytest.mark.parametrize("seconds", [12.0, 30.0, 90.0])
+def test_tuning_keeps_to_its_seconds_and_shares_them(hours: Hours, seconds: float, folds: int) -> None:
+    # Five boosters of 60 rounds, and again on all rows, are 63 s a task.
+    made = problem(frame(120), split={"folds": folds})
+    found = tune(made, features=features(made), seconds=seconds)
+    assert 0.5 * seconds < hours.now <= 1.2 * seconds
+    held = [trees for trees in found if trees is not None]
+    assert len(held) == 3
+    assert all(trees.loss < 1 for trees in held)
+    for t, trees in enumerate(held):
+        valid = np.concatenate([rows for _, rows in made.protocol.splits])
+        assert trees.loss == pytest.approx(judged(made, t, trees.margins[valid], valid), rel=1e-4)
+
+
+def test_a_task_without_time_has_no_trees(hours: Hours) -> None:
     made = problem(frame(120))
-    found = tune(made, features=features(made), seconds=0.0, progress=lambda task, n, loss: told.append((task, n)))
-    assert told == [("yes", 1), ("kind", 1), ("number", 1)]
-    assert [trees.n_trials for trees in found if trees is not None] == [1, 1, 1]
+    assert tune(made, features=features(made), seconds=0.0) == (None, None, None)
+
+
+def test_where_training_again_takes_too_long_the_boosters_that_were_judged_stay() -> None:
+    made = problem(frame(120), {"number": {}})
+    boosted = trees_module._boosted(made, 0)
+    assert boosted is not None
+    study = trees_module._Study(made, 0, boosted, features(made).numpy(), seed=0, threads=1)
+    assert study.trial(lambda: False)
+    trees = study.finish(-np.inf)
+    assert trees.loss == pytest.approx(study.loss)
+    assert trees.params["rounds"] == trees.forests[0].n_trees
+    for forest, (_, valid) in zip(trees.forests, made.protocol.splits, strict=True):
+        np.testing.assert_allclose(trees.margins[valid], forest.margins(features(made)[valid]).numpy(), atol=1e-6)
+
+
+def test_trees_that_had_too_little_time_are_noted() -> None:
+    boxes = [[0.5, 0.5, 0.1 + i / 1000, 0.1] for i in range(120)]
+    made = problem(frame(120, car=boxes), {"car": {"kind": "box"}, "yes": {}, "kind": {}, "number": {}})
+    (_, yes, kind, _) = tuned(made, 2)
+    assert yes is not None
+    grown = (None, dataclasses.replace(yes, n_trials=1), kind, None)
+    assert tree_notes(made, grown, None) == [
+        "the time left no configuration to the trees of number",
+        "the time left one configuration to the trees of yes",
+        "the time left 2 configurations to the trees of kind",
+    ]
+    assert tree_notes(made, grown, 1) == ["the time left no configuration to the trees of number"]
 
 
 def test_whoever_asks_ends_tuning() -> None:
