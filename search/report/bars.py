@@ -94,7 +94,11 @@ def phases(seconds: Mapping[str, float]) -> Html:
     """Return where the time went, each phase with a bar."""
     total = sum(seconds.values()) or 1.0
     rows = [
-        _bar_row(join(phase, el("small", PHASES.get(phase))), spent / total, f"{duration(spent)}, {spent / total:.0%}")
+        _bar_row(
+            join(phase, el("small", PHASES.get(phase))),
+            spent / total,
+            f"{duration(spent)}, {percent(spent / total).lstrip('+')}",
+        )
         for phase, spent in seconds.items()
     ]
     return el("table", el("tbody", rows), class_="bars phases")

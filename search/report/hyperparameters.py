@@ -30,10 +30,14 @@ MOST_LANES = 12
 """Hyperparameters that the picture of all trials shows."""
 MOST_SLICES, MOST_FOLDED = 12, 48
 """Hyperparameters that are drawn one by one, at once and behind a fold."""
-FIRST_LANE, STEP, MARGIN = 34, 48, 14
+FIRST_LANE, STEP, MARGIN = 34, 52, 14
 """Of the picture of all trials: height of the first lane, from lane to lane, room at both sides."""
+MOST_LINES = 150
+"""Trials that it shows; of more every so many, from the worst to the best."""
 FIFTHS = 5
 """Shades of the lines, by the trial's place among all."""
+MANY = 100
+"""Trials from which on more of them seldom help."""
 MOST_NAMED = 5
 """Hyperparameters that a sentence names."""
 PARALLEL = (
@@ -112,10 +116,12 @@ def _parallel(facts: Facts, found: list[Setting]) -> Html:
         for s, y in zip(shown, heights, strict=False)
     ]
     lanes.append(_lane("gain, validation rows", heights[-1], [(gain(t), percent_tick(t)) for t in gain.ticks()]))
-    worst_first = facts.complete[::-1]
+    n = len(facts.complete)
+    # The best is among them: the last of each equal part of the trials, worst first.
+    kept = [facts.complete[::-1][(i + 1) * n // min(n, MOST_LINES) - 1] for i in range(min(n, MOST_LINES))]
     lines: list[list[str]] = [[] for _ in range(FIFTHS)]
-    for rank, point in enumerate(worst_first):
-        lines[rank * FIFTHS // len(worst_first)].append(_path(point.number, point.gain, shown, across, gain, heights))
+    for rank, point in enumerate(kept):
+        lines[rank * FIFTHS // len(kept)].append(_path(point.number, point.gain, shown, across, gain, heights))
     paths = [el("path", d="".join(part), class_=f"line fifth{i}") for i, part in enumerate(lines) if part]
     gains = {point.number: point.gain for point in facts.complete}
     marked = [
@@ -124,12 +130,13 @@ def _parallel(facts: Facts, found: list[Setting]) -> Html:
         for n, style in {0: "default", facts.best: "chosen"}.items() if n in gains
     ]  # fmt: skip
     height = heights[-1] + 26
-    label = f"{count(len(shown), 'hyperparameter')} and the gain of {count(len(worst_first), 'complete trial')}."
+    label = f"{count(len(shown), 'hyperparameter')} and the gain of {count(len(kept), 'complete trial')}."
     key = legend(
         ("stroke fifth4", "best fifth of the trials"), ("stroke fifth0", "worst fifth"),
         ("stroke chosen", chosen_words(facts.best)), *defaults_key("stroke", facts.best),
     )  # fmt: skip
     more = f" {len(found) - len(shown)} of {len(found)} settings are not in it." if len(found) > len(shown) else ""
+    more += f" {len(kept)} of {n:,} trials are drawn, evenly from the worst to the best." if n > len(kept) else ""
     return figure_box(
         "All settings of every trial", picture(paths, marked, lanes, label=label, height=height), PARALLEL + more,
         legend=key, class_="tall",
@@ -245,7 +252,8 @@ def _settled(held: dict[str, Any]) -> Html:
     if k is None or k > MOST_NAMED:
         return join(
             "No rank is settled: which setting matters most changes with the trials that are looked at. Take the list "
-            "as a hint only; a hundred complete trials or more settle it."
+            "as a hint only",
+            "; with a hundred complete trials or more ranks often settle." if held["trials"] < MANY else ".",
         )
     verb = "matters" if k == 1 else "matter"
     return join(names(ranked_[:k]), f" {verb} most, in at least 19 of 20 draws of the trials; the order of ",

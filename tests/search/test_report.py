@@ -426,9 +426,9 @@ def test_what_was_not_measured_says_why(tmp_path: Path) -> None:
 
 def test_what_the_search_cost_stands_by_phase(tmp_path: Path) -> None:
     text = made_page(tmp_path, elapsed_s=123.0).text
-    assert "references each target alone and trial 0, the defaults 30 s, 24%" in text
-    assert "search the trials 1 min 30 s, 73%" in text
-    assert "other 3.0 s, 2%" in text
+    assert "references each target alone and trial 0, the defaults 30 s, 24\u00a0%" in text
+    assert "search the trials 1 min 30 s, 73\u00a0%" in text
+    assert "other 3.0 s, 2.4\u00a0%" in text
     assert "Trials train in stacks, 22 s each on average." in text  # 90 s of 4 trials
 
 

@@ -82,6 +82,15 @@ def test_every_trial_is_a_line_through_the_lanes_in_the_shade_of_its_fifth() -> 
     assert 'data-tip="trial 9: +9.0\u00a0%"' in page
 
 
+def test_of_a_thousand_trials_the_lines_are_spread_over_their_order_the_best_among_them() -> None:
+    kinds: dict[str, BaseDistribution] = {"lr": KINDS["lr"]}
+    page = str(drawn(facts(1000, kinds=kinds)))
+    lines = re.findall(r'd="([^"]*)" class="line fifth\d"', page)
+    assert [line.count("M") for line in lines] == [30] * 5
+    assert "150 of 1,000 trials are drawn, evenly from the worst to the best." in page
+    assert "M506 34L" in lines[-1]  # trial 999 at the highest rate, the right end of the lane
+
+
 def test_each_setting_has_a_plot_that_tells_the_chosen_trial() -> None:
     page = str(drawn(facts()))
     assert page.count('class="panel"') == 4
