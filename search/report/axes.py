@@ -15,7 +15,7 @@ from mtl_bento_search.report.html import Child, Html, el, join
 from mtl_bento_search.report.words import clipped, percent_tick, short
 
 WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 30, 46
+LEFT, RIGHT, TOP, BOTTOM = 62, 20, 30, 46
 """Margins of a plot: ticks and titles of its axes stand in them."""
 
 

@@ -127,7 +127,8 @@ def _residuals(task: str, held: Mapping[str, Any], coverage: Mapping[str, Any] |
     )  # fmt: skip
     words = f"{RESIDUALS} On average {signed(held['mean'])}; without the sign {figure(held['absolute'], digits=2)}."
     if ends and coverage:
-        words += f" The dotted lines are the ends of the intervals that shall hold {coverage['level']:.0%} of the rows."
+        level = share_tick(coverage["level"])
+        words += f" The dotted lines are the ends of the intervals that shall hold {level} of the rows."
     label = f"Residuals of {task}: {sum(counts):,} test rows from {short(-reach)} to {short(reach)}."
     return figure_box(f"{task}: how far it is off", picture(marks, label=label), words)
 

@@ -104,16 +104,16 @@ def _proposals(partitions: Sequence[Mapping[str, Any]], names: Sequence[str], re
         return None
     blend = result["blend"]
     serving = {c["name"] for i, c in enumerate(blend["candidates"]) if any(s[i] for s in blend["shares"].values())}
-    head = el("tr", [el("th", label) for label in ("partition", "validation loss", "serves")])
+    heads = ("Partition", "Validation loss", "Serves")
     rows = []
     for partition in partitions:
         titles = [" + ".join(group) for group in partition["groups"]]
         used = [t for t in titles if any(c.startswith(f"{t} at trial") for c in serving)]
-        rows.append(
-            el("tr", el("th", " | ".join(titles), scope="row"), el("td", _losses(names, partition["losses"])),
-               el("td", ", ".join(used) or "nothing"))
-        )  # fmt: skip
-    table = el("table", el("thead", head), el("tbody", rows), class_="plain partitions")
+        cells = (_losses(names, partition["losses"]), ", ".join(used) or "nothing")
+        told = [el("td", el("div", cell), data_label=label) for label, cell in zip(heads[1:], cells, strict=True)]
+        rows.append(el("tr", el("th", " | ".join(titles), scope="row"), told))
+    head = el("tr", [el("th", label, scope="col") for label in heads])
+    table = el("table", el("thead", head), el("tbody", rows), class_="cards plain partitions")
     words = f"{count(len(partitions), 'partition')}; a loss of 1 is the best constant's."
     return join(el("p", words), el("div", table, class_="scroll whole"))
 

@@ -71,7 +71,10 @@ def _row(task: Mapping[str, Any], held: Mapping[str, Any], across: Scale) -> Htm
     return el(
         "tr",
         el("th", name(task["task"]), scope="row"),
-        [el("td", value, data_label=label, class_="num") for label, value in zip(HEADS[1:], cells, strict=True)],
+        [
+            el("td", el("div", value), data_label=label, class_="num")
+            for label, value in zip(HEADS[1:], cells, strict=True)
+        ],
     )
 
 

@@ -96,4 +96,4 @@ def test_the_report_draws_residuals_between_the_ends_of_the_intervals() -> None:
     assert "On average 0; without the sign 1.2." in page
     assert "dotted lines" not in page
     page = str(section({"tasks": [record | {"coverage": {"size": 3.0, "level": 0.6}}]}))
-    assert "the intervals that shall hold 60% of the rows" in page
+    assert "the intervals that shall hold 60\u00a0% of the rows" in page
