@@ -61,7 +61,8 @@ def coverage_of_columns(
     """Return the same from the columns of `output="full"`, whoever answered.
 
     The record: task, level (the share aimed at), value (the share that holds the truth), lower and upper (its 95 %
-    interval), size (mean width in the target's unit, or mean number of labels), n (labelled rows).
+    interval), size (mean width in the target's unit, or mean number of labels), measure (which of these), n (labelled
+    rows).
     """
     found = task.covered(columns, truth)
     rows = known_rows(truth)
@@ -80,6 +81,7 @@ def coverage_of_columns(
         "lower": low,
         "upper": high,
         "size": size,
+        "measure": found.measure,
         "n": int(rows.sum()),
     }
 

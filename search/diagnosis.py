@@ -15,6 +15,8 @@ from mtl_bento_search.metrics import known_rows
 MOST_LABELS = 12
 """Labels of which a confusion matrix is kept; of more nobody reads it."""
 BINS = 10
+RESIDUAL_BINS, WITHIN = 21, 0.98
+"""Bins of residuals, the middle one around 0, and the share of the rows that lies within the first and the last."""
 FEWEST = 20
 """Labelled rows below which nothing is drawn."""
 
@@ -25,7 +27,8 @@ def diagnosis(task: Task[Any], scored: np.ndarray, truth: np.ndarray) -> dict[st
     Labels: `confusion` [C, C], rows by true label, columns by answered one, and `reliability`, for bins of rows by the
     probability of the label that was answered (of the second of two labels): its mean, how often it was true, rows.
     Numbers: `against`, for bins of rows by the number answered: its mean, and the tenth, half and nine tenths of the
-    true numbers, rows.
+    true numbers, rows. `residuals`, answer minus truth: rows in bins of one width from -reach to reach, where the first
+    and the last hold what lies beyond, the mean, and the mean without signs.
 
     Args:
         task: placed on the rows.
@@ -58,11 +61,21 @@ def _of_labels(task: Task[Any], scored: np.ndarray, truth: np.ndarray) -> dict[s
 
 
 def _of_numbers(scored: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    residuals = scored - truth
+    size = np.abs(residuals)
+    reach = float(np.quantile(size, WITHIN)) or float(size.max()) or 1.0
+    place = np.floor((residuals / reach + 1) / 2 * RESIDUAL_BINS).clip(0, RESIDUAL_BINS - 1).astype(np.int64)
     return {
+        "residuals": {
+            "reach": reach,
+            "counts": np.bincount(place, minlength=RESIDUAL_BINS).tolist(),
+            "mean": float(residuals.mean()),
+            "absolute": float(size.mean()),
+        },
         "against": [
             [float(scored[held].mean()), *np.quantile(truth[held], [0.1, 0.5, 0.9]).tolist(), len(held)]
             for held in _binned(scored)
-        ]
+        ],
     }
 
 

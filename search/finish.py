@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import platform
 import time
-import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -37,6 +36,7 @@ from mtl_bento_search.coverage import calibrated, coverage
 from mtl_bento_search.diagnosis import diagnosis
 from mtl_bento_search.explain import out_of_fold_importance
 from mtl_bento_search.finals import Finals, gather, grow
+from mtl_bento_search.importance import importance
 from mtl_bento_search.oof import write_predictions
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.run import MODEL, RESULT_VERSION, plain
@@ -50,8 +50,6 @@ MOST_TREE_TRIALS = 30
 """Configurations of trees that are tried a task where the number of trials bounds the search."""
 FEW_TREE_TRIALS = 3
 """Configurations of trees below which it is said that they had too little time."""
-MIN_FOR_IMPORTANCE = 30
-"""Complete trials below which the importance of hyperparameters is not shown: ranks would differ from run to run."""
 
 
 def test(problem: Problem, arms: dict[str, Arm], tasks: Sequence[Task[Any]]) -> list[dict[str, Any]]:
@@ -321,7 +319,7 @@ def _result(
             "references": references.curves,
             "trials": {str(t.number): t.user_attrs["curve"] for t in complete if "curve" in t.user_attrs},
         },
-        "importance": importance(study) if len(complete) >= MIN_FOR_IMPORTANCE else None,
+        "importance": importance(complete, seed=driver.sitting.seed, timeout_s=driver.sitting.clock.timeout_s),
         "network": _drawn(problem, choice),
     }
 
@@ -334,16 +332,6 @@ def _shortened(driver: Driver) -> list[str]:
     if (reached := state.get("references_reached")) is not None:
         notes.append(f"trial 0 and the networks of each task alone ended at the deadline, after {reached:,} steps")
     return notes
-
-
-def importance(study: optuna.Study) -> dict[str, float] | None:
-    """Return Optuna's importance of each parameter, or None where it cannot be told."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return dict(optuna.importance.get_param_importances(study, target=lambda t: -float(t.value or 0.0)))
-        except (ValueError, RuntimeError):  # fewer than two different values, or no parameter in common
-            return None
 
 
 def _drawn(problem: Problem, choice: Choice) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class Covered(NamedTuple):
     """bool [B]; of no meaning where the row has no label."""
     size: np.ndarray
     """Width in the target's own unit, or number of labels, float64 [B]."""
+    measure: str = "wide"
+    """What a size counts, as it stands behind the number: "1.7 wide", "1.2 labels"."""
 
 
 class Task(ABC, Generic[AnySpec]):

@@ -167,7 +167,8 @@ class LevelsTask(Task[AnySpec]):
         of_row, labels = pc.list_parent_indices(sets).to_numpy(), pa.chunked_array([pc.list_flatten(sets)])
         hits = self.encode(labels) == truth[of_row]
         held = np.bincount(of_row[hits], minlength=len(truth)) > 0
-        return Covered(self.spec.interval, held, np.bincount(of_row, minlength=len(truth)).astype(np.float64))
+        n_labels = np.bincount(of_row, minlength=len(truth)).astype(np.float64)
+        return Covered(self.spec.interval, held, n_labels, "labels")
 
     def edges(self) -> dict[str, float]:
         """Return the bound of prediction sets."""

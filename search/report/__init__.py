@@ -1,9 +1,9 @@
 """The HTML report of a run: one file, readable offline, on a phone and on paper.
 
 `reading` takes the figures out of result.json and the study, `words` says them, `results`, `trials` and `provenance`
-lay them out, `curves`, `tradeoffs`, `bars` and `network` draw them as SVG, `panels` holds the test rows whose pictures
-and texts `media` draws, `page` puts it together. Whatever is not markup of ours passes through `html`, which escapes
-it.
+lay them out, `curves`, `hyperparameters`, `tradeoffs`, `errors`, `inputs`, `sure`, `bars` and `network` draw them as
+SVG, `panels` holds the test rows whose pictures and texts `media` draws, `page` puts it together. Whatever is not
+markup of ours passes through `html`, which escapes it.
 """
 
 from __future__ import annotations

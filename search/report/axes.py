@@ -7,16 +7,16 @@ their text, so labels at ticks are short and few.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from mtl_bento_search.report.html import Child, Html, el, join
-from mtl_bento_search.report.words import percent_tick, short
+from mtl_bento_search.report.words import clipped, percent_tick, short
 
 WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 30
-"""Margins of a plot."""
+LEFT, RIGHT, TOP, BOTTOM = 62, 20, 30, 46
+"""Margins of a plot: ticks and titles of its axes stand in them."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
     return low - air, high + air
 
 
+def in_view(gains: Sequence[float]) -> tuple[float, float]:
+    """Return the range of gains that is drawn: zero, the best, and not the far end of what went wrong."""
+    values = sorted([0.0, *gains])
+    middle, high = values[len(values) // 2], values[-1]
+    low = max(values[0], middle - 3 * max(high - middle, 0.02))
+    air = (high - low) * 0.06 or 0.05
+    return low - air, high + air
+
+
 @dataclass(frozen=True)
 class Plot:
     """A frame with two scales; marks are drawn on it."""
@@ -92,17 +101,23 @@ class Plot:
     def frame(
         self,
         *,
+        across: str,
+        up: str,
         x_text: Callable[[float], str] = short,
         y_text: Callable[[float], str] = percent_tick,
         whole: bool = False,
     ) -> Html:
-        """Return grid lines and labels at the ticks, across at whole numbers only where `whole`."""
+        """Return grid lines, labels at the ticks (across at whole numbers only where `whole`), titles of the axes."""
         rows = [
             join(self.across(t, "grid"), _label(LEFT - 7, self.y(t), y_text(t), "end", dy=4)) for t in self.y.ticks()
         ]
-        across = [t for t in self.x.ticks() if not whole or t.is_integer()]
-        labels = [_label(self.x(t), self.height - 9, x_text(t), "middle") for t in across]
-        return join(rows, labels)
+        places = [t for t in self.x.ticks() if not whole or t.is_integer()]
+        labels = [_label(self.x(t), self.height - BOTTOM + 19, x_text(t), "middle") for t in places]
+        titles = [
+            el("text", clipped(across, 60), x=self.x.end, y=self.height - 6, text_anchor="end", class_="axis"),
+            el("text", clipped(up, 60), x=0, y=14, class_="axis"),
+        ]
+        return join(rows, labels, titles)
 
     def across(self, y: float, class_: str) -> Html:
         """Return a line at one height through the whole plot."""
@@ -139,6 +154,16 @@ class Plot:
             at, edge = self.x.clamped(x), self.y.start
             return el("path", d=f"M{at - 3.5:g} {edge - 6:g}h7l-3.5 6z", class_=class_, data_tip=tip)
         return el("circle", cx=self.x.clamped(x), cy=self.y.clamped(y), r=r, class_=class_, data_tip=tip)
+
+    def dots(self, points: Iterable[tuple[float, float]], class_: str) -> Html:
+        """Return dots as one path of a few bytes each, for hundreds of trials; those outside stay at the edge."""
+        path = "".join(f"M{self.x.clamped(x):g} {self.y.clamped(y):g}h0" for x, y in points)
+        return el("path", d=path, class_=f"dots {class_}") if path else Html()
+
+
+def share_tick(value: float) -> str:
+    """Return a share at an axis: 0 %, 25 %."""
+    return percent_tick(value).lstrip("+")
 
 
 def _label(x: float, y: float, shown: str, anchor: str, *, dy: float = 0) -> Html:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from mtl_bento_search.report.axes import Scale, picture
 from mtl_bento_search.report.html import Html, el, join, name
@@ -14,6 +15,16 @@ from mtl_bento_search.verdict import SAME
 
 MOST_IMPORTANT = 15
 """Hyperparameters shown."""
+PHASES = {
+    "data": "reading the table, features of pictures and texts",
+    "references": "each target alone and trial 0, the defaults",
+    "search": "the trials",
+    "trees": "boosted trees of each target",
+    "finals": "the best configurations for each target alone and for groups; who serves",
+    "test": "the locked rows, once",
+    "report": "writing the model, importance, this page",
+}
+"""What a phase of a run is for."""
 FOREST_WIDTH, FOREST_HEIGHT = 150, 26
 NOISIEST = 4.0
 """Intervals longer than so many times the median one are cut, so that one noisy target does not flatten the others."""
@@ -51,28 +62,49 @@ def _end(across: Scale, value: float, reach: float, y: float) -> Html:
     return el("path", d=f"M{at - way:g} {y - 4}l{way:g} 4l{-way:g} 4", class_="bar")
 
 
-def importance(shares: Mapping[str, float]) -> Html:
-    """Return the hyperparameters by importance, each with a bar."""
-    ranked = sorted(shares.items(), key=lambda item: -item[1])
-    most = max((share for _, share in ranked), default=1.0) or 1.0
-    rows = [_bar_row(name(label), share / most, percent(share).lstrip("+")) for label, share in ranked[:MOST_IMPORTANT]]
-    if rest := ranked[MOST_IMPORTANT:]:
-        total = sum(share for _, share in rest)
-        rows.append(_bar_row(f"{len(rest)} others together", total / most, percent(total).lstrip("+")))
+def ranked(records: Sequence[Mapping[str, Any]]) -> Html:
+    """Return the hyperparameters by importance: each with a bar, its interval, and its ranks over the draws."""
+    most = max((r["upper"] for r in records), default=1.0) or 1.0
+    rows = [
+        el("tr", el("th", name(r["name"]), scope="row"),
+           el("td", interval_bar(r["importance"], r["lower"], r["upper"], most)),
+           el("td", percent(max(0.0, r["importance"])).lstrip("+"), class_="num"),
+           el("td", _rank(*r["rank"]), class_="num"))
+        for r in records[:MOST_IMPORTANT]
+    ]  # fmt: skip
+    if rest := len(records) - MOST_IMPORTANT:
+        rows += [el("tr", el("th", f"{rest} others matter less", scope="row"))] if rest > 0 else []
     return el("table", el("tbody", rows), class_="bars")
+
+
+def _rank(low: int, high: int) -> str:
+    return f"rank {low}" if low == high else f"rank {low} to {high}"
+
+
+def interval_bar(value: float, low: float, high: float, most: float) -> Html:
+    """Return a bar from 0 to a value of at most `most`, with a line over its interval; below 0 nothing is drawn."""
+    across = Scale(0, most, 0, 200)
+    ends = [across.clamped(v) for v in (low, high) if math.isfinite(v)]
+    line = el("path", d=f"M{ends[0]} 7H{ends[1]}", class_="whisker") if len(ends) > 1 and ends[1] > 0 else None
+    bar = el("rect", x=0, y=2, width=across.clamped(value), height=10, rx=2)
+    return el("svg", bar, line, viewBox="0 0 200 14", aria_hidden="true", class_="share")
 
 
 def phases(seconds: Mapping[str, float]) -> Html:
     """Return where the time went, each phase with a bar."""
     total = sum(seconds.values()) or 1.0
     rows = [
-        _bar_row(phase, spent / total, join(duration(spent), f" ({spent / total:.0%})"))
+        _bar_row(
+            join(phase, el("small", PHASES.get(phase))),
+            spent / total,
+            f"{duration(spent)}, {percent(spent / total).lstrip('+')}",
+        )
         for phase, spent in seconds.items()
     ]
-    return el("table", el("tbody", rows), class_="bars")
+    return el("table", el("tbody", rows), class_="bars phases")
 
 
-def _bar_row(label: str, share: float, words: str) -> Html:
+def _bar_row(label: Html | str, share: float, words: str) -> Html:
     width = round(200 * min(max(share, 0.0), 1.0), 1)
     bar = el(
         "svg",

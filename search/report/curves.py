@@ -48,7 +48,8 @@ def history(facts: Facts) -> Html | None:
     ]
     gain = percent(number(facts.result["trials"]["best_gain"]))
     drawn = picture(
-        plot.frame(whole=True), plot.across(0, "zero"), plot.steps(_best_so_far(points), "bestline"), dots,
+        plot.frame(across="trial number", up="gain, validation rows", whole=True), plot.across(0, "zero"),
+        plot.steps(_best_so_far(points), "bestline"), dots,
         label=f"Gain by trial; the chosen one, trial {facts.best}, has {gain}.",
     )  # fmt: skip
     below = sum(point.gain < plot.y.low for point in points)
@@ -111,7 +112,9 @@ def training(facts: Facts) -> Html | None:
     plot = Plot.of((0, last), padded([0.0, *later]))
     lines = [_training_line(plot, n, held, facts.best) for n, held in reversed(curves.items())]
     label = f"Gain while training of {count(len(curves), 'trial')}."
-    drawn = picture(plot.frame(), plot.across(0, "zero"), lines, label=label)
+    drawn = picture(
+        plot.frame(across="training steps", up="gain, validation rows"), plot.across(0, "zero"), lines, label=label
+    )
     key = legend(
         ("stroke chosen", chosen_words(facts.best)),
         ("stroke complete", "other best trials"),

@@ -1,13 +1,13 @@
-"""Where answers on the test rows are wrong: confusion matrices, reliability, answers against truths."""
+"""Where answers on the test rows are wrong: confusion matrices, reliability, answers against truths, residuals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_bento_search.report.axes import Plot, figure_box, padded, picture
+from mtl_bento_search.report.axes import Plot, figure_box, padded, picture, share_tick
 from mtl_bento_search.report.html import Html, el, join
-from mtl_bento_search.report.words import clipped, percent_tick, short
+from mtl_bento_search.report.words import clipped, count, figure, short, signed
 
 MOST_TASKS = 12
 """Targets that are drawn at once; the rest are behind a fold."""
@@ -18,6 +18,12 @@ RELIABILITY = (
 AGAINST = (
     "Rows in bins by the number that was answered; the bar goes from a tenth to nine tenths of the true numbers of the "
     "bin, the dot is their median. On the line answers are right."
+)
+
+
+RESIDUALS = (
+    "Test rows by how far the answer is off: bars on the right are answers above the true value, on the left below it; "
+    "the first and the last bar hold what lies beyond. A heap around 0 is good, one beside 0 is a bias."
 )
 
 
@@ -42,6 +48,8 @@ def _of(record: Mapping[str, Any]) -> list[Html]:
         found.append(_reliability(task, held["reliability"]))
     if "against" in held:
         found.append(_against(task, held["against"]))
+    if "residuals" in held:
+        found.append(_residuals(task, held["residuals"], record.get("coverage")))
     return found
 
 
@@ -76,7 +84,13 @@ def _reliability(task: str, bins: Sequence[Sequence[float]]) -> Html:
         plot.dot(p, share, "complete", tip=f"answered {p:.0%}, true in {share:.0%} of {n:.0f} rows", r=5)
         for p, share, n in bins
     ]
-    marks = join(plot.frame(x_text=percent_tick), plot.line([(0, 0), (1, 1)], "default"), dots)
+    marks = join(
+        plot.frame(
+            across="probability that was answered", up="how often it was true", x_text=share_tick, y_text=share_tick
+        ),
+        plot.line([(0, 0), (1, 1)], "default"),
+        dots,
+    )
     label = f"Probability answered for {task} against how often it was true, {len(bins)} bins."
     return figure_box(f"{task}: is it as sure as it says", picture(marks, label=label), RELIABILITY)
 
@@ -89,8 +103,39 @@ def _against(task: str, bins: Sequence[Sequence[float]]) -> Html:
         plot.dot(mean, middle, "chosen", tip=f"answered {short(mean)}, true median {short(middle)}, {n:.0f} rows", r=4)
         for mean, _, middle, _, n in bins
     ]
-    marks = join(
-        plot.frame(y_text=short), plot.line([(reach[0], reach[0]), (reach[1], reach[1])], "default"), bars, dots
-    )
+    even = plot.line([(reach[0], reach[0]), (reach[1], reach[1])], "default")
+    marks = join(plot.frame(across="answer", up="true value", x_text=short, y_text=short), even, bars, dots)
     label = f"Numbers answered for {task} against the true ones, {len(bins)} bins."
     return figure_box(f"{task}: answers against truths", picture(marks, label=label), AGAINST)
+
+
+def _residuals(task: str, held: Mapping[str, Any], coverage: Mapping[str, Any] | None) -> Html:
+    reach, counts = held["reach"], held["counts"]
+    plot = Plot.of((-reach, reach), (0, max(counts) * 1.05))
+    step = (plot.x.end - plot.x.start) / len(counts)
+    bars = [
+        el("rect", x=round(plot.x.start + step * i + 1, 1), y=plot.y(n), width=round(step - 2, 1),
+           height=round(plot.y.start - plot.y(n), 1), class_="heap",
+           data_tip=f"{count(n, 'row')}, {_off(i, len(counts), reach)}")
+        for i, n in enumerate(counts) if n
+    ]  # fmt: skip
+    half = coverage["size"] / 2 if coverage else reach
+    ends = [plot.upright(v, "line default") for v in (-half, half)] if half < reach else None
+    marks = join(
+        plot.frame(across="answer minus true value, in the target's unit", up="test rows", x_text=short, y_text=short),
+        bars, plot.upright(0, "zero"), ends,
+    )  # fmt: skip
+    words = f"{RESIDUALS} On average {signed(held['mean'])}; without the sign {figure(held['absolute'], digits=2)}."
+    if ends and coverage:
+        level = share_tick(coverage["level"])
+        words += f" The dotted lines are the ends of the intervals that shall hold {level} of the rows."
+    label = f"Residuals of {task}: {sum(counts):,} test rows from {short(-reach)} to {short(reach)}."
+    return figure_box(f"{task}: how far it is off", picture(marks, label=label), words)
+
+
+def _off(i: int, n: int, reach: float) -> str:
+    """Return which residuals a bin holds, in words."""
+    low, high = (reach * (2 * at / n - 1) for at in (i, i + 1))
+    if i == 0:
+        return f"up to {short(high)}"
+    return f"{short(low)} and more" if i == n - 1 else f"{short(low)} to {short(high)}"

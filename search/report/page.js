@@ -17,6 +17,12 @@ function show(event) {
 addEventListener("pointerover", show);
 addEventListener("pointerdown", show);
 addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+// A menu shows one figure of those that stand in it.
+addEventListener("change", (event) => {
+  const menu = event.target.closest(".menu");
+  if (!menu) return;
+  menu.querySelectorAll("figure").forEach((part, i) => { part.hidden = i !== event.target.selectedIndex; });
+});
 // On paper everything is unfolded.
 let folded = [];
 addEventListener("beforeprint", () => {

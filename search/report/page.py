@@ -7,7 +7,7 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-from mtl_bento_search.report import errors, media, provenance, results, sharing, trials
+from mtl_bento_search.report import errors, hyperparameters, inputs, media, provenance, results, sharing, sure, trials
 from mtl_bento_search.report.curves import history, losses, training
 from mtl_bento_search.report.html import Child, Html, el, join, name
 from mtl_bento_search.report.network import draw
@@ -35,6 +35,8 @@ def page(facts: Facts, folder: Path) -> Html:
         ("groups", "Which targets share", sharing.groups(facts.result)),
         ("metrics", "Every metric", results.every_metric(facts)),
         ("errors", "Where it errs", errors.section(facts.result)),
+        ("sure", "How sure it is", sure.section(facts.result)),
+        ("rests", "What the answers rest on", inputs.section(facts.result)),
         ("rows", "Test rows", media.section(facts.result.get("shown"))),
         ("search", "The search", _search(facts)),
         ("data", "The data", _data(facts)),
@@ -82,8 +84,9 @@ def _search(facts: Facts) -> Html:
         ),
         el("h3", f"Hyperparameters of trial {facts.best}"),
         trials.chosen(facts),
+        hyperparameters.drawn(facts),
         el("h3", "Importance of hyperparameters"),
-        trials.what_mattered(facts),
+        hyperparameters.what_mattered(facts),
     )
 
 
@@ -97,7 +100,7 @@ def _data(facts: Facts) -> Html:
 
 def _run(facts: Facts) -> Html:
     return join(
-        el("h3", "Where the time went"), provenance.time_spent(facts),
+        el("h3", "What the search cost"), provenance.time_spent(facts),
         el("h3", "Versions, seed and hashes"), provenance.versions(facts),
     )  # fmt: skip
 

@@ -67,12 +67,16 @@ def inputs(records: list[dict[str, str]]) -> Html:
 
 
 def time_spent(facts: Facts) -> Html:
-    """Return the seconds of each phase."""
+    """Return what each phase of the run cost."""
     seconds = dict(facts.result.get("phases_s", {}))
     rest = facts.result.get("elapsed_s", 0.0) - sum(seconds.values())
     if rest > 0.5:
-        seconds["reading, start"] = rest
-    return phases(seconds)
+        seconds["other"] = rest
+    n, spent = facts.result["trials"]["total"], seconds.get("search", 0.0)
+    words = "Bars: wall time of each phase of the run, and its share of the whole."
+    if n > 1 and spent:
+        words += f" Trials train in stacks, {duration(spent / n)} each on average."
+    return join(phases(seconds), el("p", words, class_="caption"))
 
 
 def versions(facts: Facts) -> Html:

@@ -190,11 +190,17 @@ def every_metric(facts: Facts) -> Html | None:
     rows = [_metric_rows(task, facts.opponents) for task in facts.tested]
     table = el("table", el("thead", head), rows, class_="plain")
     if len(facts.tested) <= MOST_OPEN:
-        return join(*shown, table, el("h3", "On the validation rows"), validation(facts))
+        return join(
+            *shown, el("div", table, class_="scroll whole"), el("h3", "On the validation rows"), validation(facts)
+        )
     n = len(facts.tested)
     return join(
         *shown[:2],
-        el("details", el("summary", f"Every metric of {n} targets on the test rows"), table),
+        el(
+            "details",
+            el("summary", f"Every metric of {n} targets on the test rows"),
+            el("div", table, class_="scroll whole"),
+        ),
         el("details", el("summary", f"The losses of {n} targets on the validation rows"), validation(facts)),
     )
 

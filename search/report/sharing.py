@@ -39,7 +39,7 @@ def served(result: Mapping[str, Any]) -> Html | None:
     legend = [el("span", words, class_=f"key k-{kind}") for kind, words in KINDS.items() if kind in present]
     words = "Answers are averages of what is named, by the shares shown; validation rows decided."
     bars = el("table", el("thead", head), el("tbody", rows), class_="plain blend")
-    return join(el("p", join(*legend, by=" "), class_="legend"), el("div", bars, class_="scroll"), el("p", words))
+    return join(el("p", join(*legend, by=" "), class_="legend"), el("div", bars, class_="scroll whole"), el("p", words))
 
 
 def _row(task: str, shares: Sequence[float], candidates: Sequence[Mapping[str, Any]]) -> Html:
@@ -88,7 +88,7 @@ def _matrix(measure: str, matrix: Sequence[Sequence[float]], names: Sequence[str
     ]
     table = el("table", el("caption", MEASURES.get(measure, measure)), el("thead", head), el("tbody", rows),
                class_="plain matrix")  # fmt: skip
-    return el("div", table, class_="scroll")
+    return el("div", table, class_="scroll whole")
 
 
 def _cell(value: float, own: bool) -> Html:
@@ -104,13 +104,24 @@ def _proposals(partitions: Sequence[Mapping[str, Any]], names: Sequence[str], re
         return None
     blend = result["blend"]
     serving = {c["name"] for i, c in enumerate(blend["candidates"]) if any(s[i] for s in blend["shares"].values())}
-    head = el("tr", el("th", "partition"), [el("th", clipped(n, 10), title=n) for n in names], el("th", "serves"))
+    heads = ("Partition", "Validation loss", "Serves")
     rows = []
     for partition in partitions:
         titles = [" + ".join(group) for group in partition["groups"]]
         used = [t for t in titles if any(c.startswith(f"{t} at trial") for c in serving)]
-        losses = [el("td", "not trained" if v is None else figure(v), class_="num") for v in partition["losses"]]
-        rows.append(el("tr", el("th", " | ".join(titles), scope="row"), losses, el("td", ", ".join(used) or "nothing")))
-    table = el("table", el("thead", head), el("tbody", rows), class_="plain")
-    words = f"{count(len(partitions), 'partition')}; figures are validation losses, 1 being the best constant's."
-    return join(el("p", words), el("div", table, class_="scroll"))
+        cells = (_losses(names, partition["losses"]), ", ".join(used) or "nothing")
+        told = [el("td", el("div", cell), data_label=label) for label, cell in zip(heads[1:], cells, strict=True)]
+        rows.append(el("tr", el("th", " | ".join(titles), scope="row"), told))
+    head = el("tr", [el("th", label, scope="col") for label in heads])
+    table = el("table", el("thead", head), el("tbody", rows), class_="cards plain partitions")
+    words = f"{count(len(partitions), 'partition')}; a loss of 1 is the best constant's."
+    return join(el("p", words), el("div", table, class_="scroll whole"))
+
+
+def _losses(names: Sequence[str], losses: Sequence[float | None]) -> str:
+    """Return the losses of the groups that were trained, target by target."""
+    trained = [f"{name} {figure(v)}" for name, v in zip(names, losses, strict=True) if v is not None]
+    if not trained:
+        return "not trained"
+    left = [name for name, v in zip(names, losses, strict=True) if v is None]
+    return ", ".join(trained) + (f"; not trained: {', '.join(left)}" if left else "")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+import numpy as np
+
 from mtl_bento_search.report.axes import (
     WIDTH,
     Plot,
@@ -15,6 +17,7 @@ from mtl_bento_search.report.axes import (
     chosen_words,
     defaults_key,
     figure_box,
+    in_view,
     legend,
     padded,
     picture,
@@ -24,14 +27,22 @@ from mtl_bento_search.report.reading import Facts, front, known
 from mtl_bento_search.report.words import clipped, count, percent, percent_tick
 
 MOST_PAIRED = 4
-"""Tasks up to which each pair has a plot; more are drawn as a lane each."""
+"""Tasks up to which each pair has a plot; more are drawn as a lane each before."""
+MOST_OPEN, MOST_MENU = 4, 100
+"""Pairs of many targets that are drawn at once, and from a menu."""
+MOST_DOTS = 200
+"""Best trials drawn in a pair's plot, beside those that no other beats."""
 MOST_LANES = 200
 """Best trials drawn in the lanes."""
 FIRST_LANE = 46
 """Height of the first lane in its picture."""
 PAIRS = (
     "Each dot is a complete trial: its gain over the single-task network on either target, on validation rows. Right "
-    "of and above the lines at 0, both targets gain."
+    "of and above the lines at 0 both targets gain; along the dashed line one can gain only what the other loses."
+)
+CONFLICT = (
+    " Shown first are the pairs where the best trial for one target costs the other most, as a share of what its own "
+    "best trial has above its middle one."
 )
 LANES = (
     "Each lane is a target, each dot a complete trial's gain on it over its single-task network, on validation rows; "
@@ -46,11 +57,19 @@ def trade_offs(facts: Facts) -> Html | None:
         return None
     if len(facts.names) <= MOST_PAIRED:
         return _pairs(facts, gains)
-    return _lanes(facts, gains)
+    return join(_lanes(facts, gains), _pairs(facts, gains))
 
 
 def _pairs(facts: Facts, gains: dict[int, list[float]]) -> Html:
-    plots = [_pair(facts, gains, a, b) for a, b in combinations(range(len(facts.names)), 2)]
+    """Return a plot for each pair of few targets; of many for the pairs that conflict most, others from a menu."""
+    pairs = by_conflict(gains, len(facts.names))
+    if len(facts.names) <= MOST_PAIRED:
+        shown, rest = pairs, []
+    else:
+        shown, rest = pairs[:MOST_OPEN], pairs[MOST_OPEN : MOST_OPEN + MOST_MENU]
+    left = len(pairs) - len(shown) - len(rest)
+    more = CONFLICT if rest else ""
+    more += f" {count(left, 'pair')} that conflict less are left out." if left else ""
     key = legend(
         ("dot complete", "complete trial"), ("dot chosen", chosen_words(facts.best)), *defaults_key("dot", facts.best),
         ("stroke frontline", "best trade-offs: no trial is better on both"),
@@ -59,24 +78,69 @@ def _pairs(facts: Facts, gains: dict[int, list[float]]) -> Html:
         "div",
         el("h3", "What one target gains and another loses"),
         key,
-        el("div", plots, class_="pairs"),
-        el("p", PAIRS, class_="caption"),
+        el("div", [_pair(facts, gains, a, b) for a, b in shown], class_="pairs"),
+        _menu(facts, gains, rest) if rest else None,
+        el("p", PAIRS + more, class_="caption"),
         class_="wide",
     )
 
 
-def _pair(facts: Facts, gains: dict[int, list[float]], a: int, b: int) -> Html:
+def by_conflict(gains: dict[int, list[float]], n_tasks: int) -> list[tuple[int, int]]:
+    """Return pairs of tasks, those first where the best trial for one costs the other most.
+
+    The cost is what that trial leaves of the other's best gain, in units of the way from its middle trial to its best:
+    0 where one trial is best for both, 1 where it is no better than the middle trial; the mean of both ways.
+    """
+    pairs = list(combinations(range(n_tasks), 2))
+    held = np.array([gains[n] for n in sorted(gains)], dtype=np.float64)  # [N, T]
+    held = held[np.isfinite(held).all(1)]  # a trial that lost a target altogether says nothing of the others
+    if not len(held):
+        return pairs
+    best = held.max(0)
+    room = best - np.median(held, axis=0)
+    cost = (best - held[held.argmax(0)]) / np.where(room > 0, room, np.inf)  # [T, T]: by whose best, what others lose
+    return sorted(pairs, key=lambda pair: -(cost[pair] + cost[pair[::-1]]))
+
+
+def _menu(facts: Facts, gains: dict[int, list[float]], pairs: list[tuple[int, int]]) -> Html:
+    """Return plots of which a menu shows one."""
+    options = [el("option", f"{facts.names[a]} and {facts.names[b]}") for a, b in pairs]
+    choice = el("select", options, aria_label="Another pair of targets", autocomplete="off")
+    plots = [_pair(facts, gains, a, b, hidden=i > 0) for i, (a, b) in enumerate(pairs)]
+    return el("div", el("p", "Another pair: ", choice), plots, class_="menu")
+
+
+def _pair(facts: Facts, gains: dict[int, list[float]], a: int, b: int, *, hidden: bool = False) -> Html:
     points = {n: (v[a], v[b]) for n, v in gains.items() if math.isfinite(v[a]) and math.isfinite(v[b])}
-    plot = Plot.of(padded([0.0, *(x for x, _ in points.values())]), padded([0.0, *(y for _, y in points.values())]))
     first, second = facts.names[a], facts.names[b]
-    order = sorted(points, key=lambda n: (n == facts.best, n == 0))
-    dots = [_gain_dot(plot, n, *points[n], facts) for n in order]
-    edge = plot.line([points[n] for n in front(points)], "frontline")
+    plot = Plot.of(in_view([x for x, _ in points.values()]), in_view([y for _, y in points.values()]))
+    edge = front(points)
+    marked = list(dict.fromkeys([*edge, *({0, facts.best} & points.keys())]))
+    best_first = [p.number for p in facts.complete if p.number in points and p.number not in marked]
+    cloud = plot.dots((points[n] for n in best_first[:MOST_DOTS]), "complete")
+    dots = [_gain_dot(plot, n, *points[n], facts) for n in sorted(marked, key=lambda n: (n == facts.best, n == 0))]
     label = f"Gain of {first} against gain of {second} over {count(len(points), 'complete trial')}."
     drawn = picture(
-        plot.frame(x_text=percent_tick), plot.across(0, "zero"), plot.upright(0, "zero"), edge, dots, label=label
-    )
-    return el("figure", drawn, el("figcaption", "across: ", name(first), "; up: ", name(second)), class_="pair")
+        plot.frame(across=f"gain of {first}", up=f"gain of {second}", x_text=percent_tick),
+        plot.across(0, "zero"), plot.upright(0, "zero"), cloud, plot.line([points[n] for n in edge], "frontline"), dots,
+        label=label,
+    )  # fmt: skip
+    return el("figure", drawn, el("figcaption", _given_up(points, edge, first, second)), class_="pair", hidden=hidden)
+
+
+def _given_up(points: dict[int, tuple[float, float]], edge: list[int], first: str, second: str) -> Html:
+    """Return what the best trial for each of two targets leaves of the other."""
+    if not edge:
+        return join("No trial has a gain on both.")
+    for_second, for_first = edge[0], edge[-1]
+    if for_second == for_first:
+        return join(f"Trial {for_first} is best for both.")
+    (least, most_second), (most_first, left) = points[for_second], points[for_first]
+    return join(
+        "The best trial for ", name(first), f", {for_first}, has {percent(left)} on ", name(second),
+        f" instead of {percent(most_second)}; the best for ", name(second),
+        f", {for_second}, {percent(least)} instead of {percent(most_first)}.",
+    )  # fmt: skip
 
 
 def _gain_dot(plot: Plot, trial: int, x: float, y: float, facts: Facts) -> Html:
@@ -127,11 +191,13 @@ def _lane_tick(x: float, label: str, height: int, *, zero: bool) -> Html:
 
 def _lane(facts: Facts, gains: dict[int, list[float]], numbers: list[int], across: Scale, t: int, y: int) -> Html:
     label = el("text", clipped(facts.names[t], 44), x=12, y=y - 9, class_="lane")
-    dots = [
-        el("circle", cx=across.clamped(gains[n][t]), cy=y + (n * 7 % 5 - 2), r=2.5, class_="complete",
-           data_tip=f"trial {n}: {percent(gains[n][t])}")
-        for n in numbers if n != facts.best and math.isfinite(gains[n][t])
-    ]  # fmt: skip
+    # One path, not a circle each: hundreds of trials times dozens of targets.
+    path = "".join(
+        f"M{across.clamped(gains[n][t]):g} {y + (n * 7 % 5 - 2)}h0"
+        for n in numbers
+        if n != facts.best and math.isfinite(gains[n][t])
+    )
+    dots = el("path", d=path, class_="dots complete")
     best = gains.get(facts.best, [math.nan] * (t + 1))[t]
     tip = f"{facts.names[t]}, trial {facts.best}: {percent(best)}"
     chosen = (

@@ -1,12 +1,10 @@
-"""The trials in figures: the chosen configuration, the best of the others, and what mattered."""
+"""The trials in figures: the chosen configuration, and the best of the others."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mtl_bento_search.finish import MIN_FOR_IMPORTANCE
-from mtl_bento_search.report.bars import importance
-from mtl_bento_search.report.html import Html, el, join, name, prose
+from mtl_bento_search.report.html import Html, el, join, name
 from mtl_bento_search.report.reading import Facts
 from mtl_bento_search.report.words import duration, percent, short
 
@@ -74,19 +72,3 @@ def _per_task(facts: Facts, by_task: dict[str, dict[str, Any]]) -> Html:
 
 def _value(value: Any) -> str:
     return "–" if value is None else short(value) if isinstance(value, float) else str(value)
-
-
-def what_mattered(facts: Facts) -> Html:
-    """Return the importance of hyperparameters, or why it is not shown."""
-    shares = facts.result["importance"]
-    if shares:
-        words = "How much of the spread of the gain over the complete trials each explains, as Optuna estimates it."
-        return join(importance(shares), el("p", words, class_="caption"))
-    n = facts.result["trials"]["complete"]
-    if n < MIN_FOR_IMPORTANCE:
-        words = (
-            f"Not shown: with {n} complete trial{'s' * (n != 1)} the ranks would differ from run to run; "
-            f"{MIN_FOR_IMPORTANCE} are needed. More trials: `--n-trials` or `--timeout`."
-        )
-        return el("p", prose(words))
-    return el("p", "It cannot be told: the complete trials do not differ enough, or share no hyperparameter.")

@@ -42,6 +42,7 @@ def test_coverage_is_the_share_of_labelled_rows_whose_truth_the_interval_holds()
         "lower": pytest.approx(0.3006, abs=1e-4),
         "upper": pytest.approx(0.9544, abs=1e-4),
         "size": 2.0,
+        "measure": "wide",
         "n": 4,
     }
     weighed = coverage(task, answers, labels, np.array([1.0, 1.0, 0.0, 5.0, 2.0]))

@@ -58,3 +58,42 @@ def test_the_report_draws_each_and_nothing_where_there_is_none() -> None:
     assert 'title="100% of red"' in page
     assert "answered 80%, true in 50% of 20 rows" in page
     assert section({"tasks": [{"task": "colour"}]}) is None
+
+
+def test_residuals_are_counted_in_bins_around_zero() -> None:
+    # Nineteen of twenty answers are right, one is 3 too low; with reach 3 it lies in the first bin of twenty-one.
+    truth = np.arange(100.0)
+    scored = truth.copy()
+    scored[::20] -= 3
+    found = diagnosis(NUMBERS, scored, truth)
+    assert found is not None
+    held = found["residuals"]
+    assert (held["reach"], held["mean"], held["absolute"]) == (3.0, -0.15, 0.15)
+    assert held["counts"] == [5, *[0] * 9, 95, *[0] * 10]
+
+
+def test_what_lies_beyond_the_reach_is_in_the_last_bins() -> None:
+    scored = np.zeros(1000)
+    truth = np.tile([-1.0, 1.0], 500)
+    truth[0] = -100.0
+    held = (diagnosis(NUMBERS, scored, truth) or {})["residuals"]
+    assert held["reach"] == 1.0
+    assert (held["counts"][0], held["counts"][-1]) == (500, 500)
+
+
+def test_answers_without_any_residual_have_one_bar() -> None:
+    held = (diagnosis(NUMBERS, np.zeros(50), np.zeros(50)) or {})["residuals"]
+    assert held["counts"] == [*[0] * 10, 50, *[0] * 10]
+
+
+def test_the_report_draws_residuals_between_the_ends_of_the_intervals() -> None:
+    truth = np.arange(100.0)
+    scored = truth + np.tile([-2.0, -1.0, 0.0, 1.0, 2.0], 20)
+    record = {"task": "hours", "diagnosis": diagnosis(NUMBERS, scored, truth)}
+    page = str(section({"tasks": [record]}))
+    assert "hours: how far it is off" in page
+    assert page.count('class="heap"') == 5
+    assert "On average 0; without the sign 1.2." in page
+    assert "dotted lines" not in page
+    page = str(section({"tasks": [record | {"coverage": {"size": 3.0, "level": 0.6}}]}))
+    assert "the intervals that shall hold 60\u00a0% of the rows" in page

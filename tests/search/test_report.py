@@ -409,12 +409,27 @@ def test_a_trial_pruned_before_its_first_figure_is_counted(tmp_path: Path) -> No
     assert "1 trial ended before a first figure." in page.text
 
 
-def test_importance_is_shown_only_where_it_is_given(tmp_path: Path) -> None:
+def test_importance_is_not_shown_with_few_trials(tmp_path: Path) -> None:
     said = "Not shown: with 3 complete trials the ranks would differ from run to run; 30 are needed."
     assert said in made_page(tmp_path).text
-    page = made_page(tmp_path, importance={"lr": 0.25, "width": 0.75})
-    assert said not in page.text
-    assert "width 75\u00a0% lr 25\u00a0%" in page.text
+    assert "It cannot be told" in made_page(tmp_path, n_trials=60).text
+    # As runs of before wrote it: shares without ranks are not shown.
+    assert said in made_page(tmp_path, importance={"lr": 0.25, "width": 0.75}).text
+
+
+def test_what_was_not_measured_says_why(tmp_path: Path) -> None:
+    text = made_page(tmp_path).text
+    assert "No target has intervals or prediction sets" in text
+    assert "Not measured: no time was left." in text
+    assert "Settings are not drawn against the gain: of 3 complete trials no two differ in what was searched." in text
+
+
+def test_what_the_search_cost_stands_by_phase(tmp_path: Path) -> None:
+    text = made_page(tmp_path, elapsed_s=123.0).text
+    assert "references each target alone and trial 0, the defaults 30 s, 24\u00a0%" in text
+    assert "search the trials 1 min 30 s, 73\u00a0%" in text
+    assert "other 3.0 s, 2.4\u00a0%" in text
+    assert "Trials train in stacks, 22 s each on average." in text  # 90 s of 4 trials
 
 
 def test_columns_left_out_stand_with_reason_and_remedy_those_alike_together(tmp_path: Path) -> None:
@@ -436,7 +451,6 @@ def test_provenance_is_complete(tmp_path: Path) -> None:
     page = made_page(tmp_path)
     for said in ("torch 2.6.0", "Optuna 5.0.0", "Python 3.11.7", "seed 7", "hash of the data " + "d" * 64):
         assert said in page.text
-    assert "references 30 s (25%) search 1 min 30 s (75%)" in page.text
     assert "the rows join the folds ( split: {folds: 0} keeps them apart)" in page.text
     assert "age numeric whole number" in page.text
 

@@ -44,7 +44,7 @@ def test_a_proposal_says_what_it_lost_and_what_of_it_serves() -> None:
     rows = page.split("<tr")
     first, second = (next(row for row in rows if title in row) for title in ("a + b | c", "a + c | b"))
     assert "0.4000" in first
-    assert first.endswith("<td>a + b</td></tr>")
+    assert first.endswith(">a + b</div></td></tr>")
     assert "not trained" in second
     assert ">nothing<" in second
 
