@@ -93,20 +93,23 @@ def lessons(arms: Arms) -> list[np.ndarray]:
     The networks of a holdout all learned its training rows; trees have answers to these by cross-fitting.
     """
     problem = arms.problem
-    rows = validation_rows(problem.dataset)
-    others = np.setdiff1d(np.arange(problem.table.num_rows), rows)
-    each = [_unlearned(arms, candidate, others) for candidate in arms.ours.candidates]
-    found = []
-    for t, held in enumerate(arms.out_of_fold()):
-        whole = np.empty((problem.table.num_rows, held.shape[1]), dtype=np.float32)
+    rows, n_rows = validation_rows(problem.dataset), problem.table.num_rows
+    out_of_fold = arms.out_of_fold()
+    found = [np.empty((n_rows, held.shape[1]), dtype=np.float32) for held in out_of_fold]
+    for whole, held in zip(found, out_of_fold, strict=True):
         whole[rows] = held
-        whole[others] = arms.ours.mixed(each, t) if len(others) else held[:0]
-        found.append(whole)
+    learned = np.setdiff1d(problem.protocol.learned, rows)
+    others = np.setdiff1d(np.arange(n_rows), np.concatenate([rows, learned]))
+    for part, answered in ((learned, partial(_crossed, arms)), (others, partial(answers_on, problem))):
+        if len(part):
+            each = [answered(candidate, part) for candidate in arms.ours.candidates]
+            for t, whole in enumerate(found):
+                whole[part] = arms.ours.mixed(each, t)
     return found
 
 
-def _unlearned(arms: Arms, candidate: Candidate, rows: np.ndarray) -> Answers:
-    """Return what a candidate answers on rows [B] that are out of its folds; trees by their margins."""
+def _crossed(arms: Arms, candidate: Candidate, rows: np.ndarray) -> Answers:
+    """Return what a candidate answers on rows [B] that its members learned; trees by cross-fitted margins."""
     problem = arms.problem
     if candidate.networks:
         return answers_on(problem, candidate, rows)
