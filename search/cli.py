@@ -288,7 +288,7 @@ def show_result(run: Run) -> None:
             f"Note: the test rows were scored {result['test_looks']} times; only the first look is a clean test."
         )
     click.echo(f"Report: {run.folder / REPORT}")
-    student = "" if result["student"] is None else " (--student for the student)"
+    student = "" if result.get("student") is None else " (--student for the student)"
     click.echo(f"Next:   mtl-bento package {shlex.quote(str(run.folder))}{student}")
 
 

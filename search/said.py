@@ -8,12 +8,12 @@ from typing import Any
 def after_the_test(result: dict[str, Any]) -> list[str]:
     """Return sentences on the student's latency and size, and on training again, where there was either."""
     said = []
-    if (refitted := result["refit"]) is not None:
+    if (refitted := result.get("refit")) is not None:
         said.append(
             f"What is served was trained again on all {refitted['rows']:,} rows after the test: the figures are those "
             "of the model before."
         )
-    if (student := result["student"]) is not None:
+    if (student := result.get("student")) is not None:
         ours, own = student["model"], student["student"]
         took = [f"{own['latency_ms'][n]:.2g} ms (not {ours['latency_ms'][n]:.2g}) for {rows}" for n, rows in _REQUESTS]
         said.append(

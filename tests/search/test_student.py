@@ -113,6 +113,21 @@ def test_a_refit_changes_what_is_served_and_nothing_that_is_said_of_it(both: Run
     assert all(not np.allclose(ours[name], theirs[name]) for name in NAMES)
 
 
+def test_what_is_trained_again_has_its_own_configuration_seed_and_steps(both: Run) -> None:
+    again, info = load_members(both.folder / "checkpoints" / "refit-00002.safetensors")
+    assert len(again) == len(info["keys"]) == sum(not isinstance(member, Forest) for member in both.model.members)
+    first = [
+        held
+        for path in (both.folder / "checkpoints").iterdir()
+        if path.name.startswith(("references", "trial", "finals"))
+        for held in load_members(path)[0]
+    ]
+    recipes = [(held.member.spec, held.member.seed, held.step) for held in first]
+    for member in again:
+        assert member.step == member.member.until
+        assert (member.member.spec, member.member.seed, member.step) in recipes
+
+
 def test_options_taken_back_or_added_train_only_what_is_missing(both: Run, tmp_path: Path) -> None:
     run = tiny(tmp_path / "run")
     before = stamps(run)
