@@ -67,6 +67,16 @@ def heal(folder: Path) -> None:
             _aside(folder).rename(folder)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if there is one, whole or not at all: what a kill leaves of it `sweep` removes."""
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+    if folder.exists():
+        gone = folder.with_name(f".{folder.name}.gone{BESIDE}")
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 

@@ -161,6 +161,7 @@ def _labels(_context: click.Context, _parameter: click.Parameter, given: tuple[s
 @cli.command("package")
 @click.argument("source", metavar="RUN|MODEL")
 @click.option("--trial", metavar="best|N", help="One trial of the run instead of the run's model.")
+@click.option("--student", is_flag=True, help="The run's student instead of the run's model.")
 @click.option("--name", help="What model and Bento are called; the run's name by default.")
 @click.option("--version", help="Their version; one is made up by default.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=_labels, help="A label; repeats.")
@@ -170,6 +171,7 @@ def _labels(_context: click.Context, _parameter: click.Parameter, given: tuple[s
 def package_command(
     source: str,
     trial: str | None,
+    student: bool,
     name: str | None,
     version: str | None,
     labels: dict[str, str],
@@ -185,7 +187,7 @@ def package_command(
     """
     from mtl_bento.packaging import package  # with pyarrow and BentoML: not for --help
 
-    packaged = package(source, name=name, version=version, labels=labels, trial=trial)
+    packaged = package(source, name=name, version=version, labels=labels, trial=trial, student=student)
     if output == "tag":
         click.echo(packaged.tag)
     elif as_json:

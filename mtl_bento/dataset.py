@@ -65,6 +65,8 @@ class Dataset:
     margins: Tensor | None = None
     """What boosted trees say of each row, out of fold, as the outputs of all heads side by side: [N, sum of O], 0 for a
     task without trees; read by offset networks alone. None where there are no trees."""
+    taught: tuple[Tensor, ...] | None = None
+    """What a teacher answers on each row, [N, O'] a task; read by students alone (`TrainingSpec.label_weight`)."""
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     """What `unfolded` made last, by what it depends on, with the bytes it takes."""
 
@@ -104,7 +106,7 @@ class Dataset:
             blocks=tuple(prepared),
             targets=tuple(label.to(device) for label in labels),
             weights=None if weights is None else torch.from_numpy(weights).to(device=device, dtype=dtype),
-            splits=tuple(Split(_index(train, device), _index(valid, device)) for train, valid in splits),
+            splits=_splits(splits, device),
             trivial=torch.tensor(trivial, device=device, dtype=dtype),
         )
 
@@ -117,6 +119,15 @@ class Dataset:
         if tuple(margins.shape) != shape:
             raise ValueError(f"margins of trees have shape {tuple(margins.shape)}, not {shape}")
         return replace(self, margins=torch.as_tensor(margins).to(device=self.device, dtype=self.dtype))
+
+    def with_splits(self, splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> Dataset:
+        """Return the dataset with other splits, pairs of row indices (train, valid); all else is shared with this."""
+        return replace(self, splits=_splits(splits, self.device))
+
+    def with_teacher(self, answers: Sequence[np.ndarray]) -> Dataset:
+        """Return the dataset with a teacher's answers, [N, O'] a task; all else is shared with this one."""
+        held = [torch.from_numpy(np.ascontiguousarray(own)).to(device=self.device, dtype=self.dtype) for own in answers]
+        return replace(self, taught=tuple(held))
 
     @property
     def device(self) -> torch.device:
@@ -233,6 +244,10 @@ def _digest(block: str, inputs: Inputs) -> Any:
     for name, value in sorted(inputs.fitted[block].items()):
         sha.update(f"{name}{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().cpu().numpy().tobytes())
     return sha
+
+
+def _splits(splits: Sequence[tuple[np.ndarray, np.ndarray]], device: str | torch.device) -> tuple[Split, ...]:
+    return tuple(Split(_index(train, device), _index(valid, device)) for train, valid in splits)
 
 
 def _index(rows: np.ndarray, device: str | torch.device) -> Tensor:

@@ -281,10 +281,9 @@ class Model:
             lines.append("| " + " | ".join([task.name, task.spec.kind, task.metric, _figure(value), *against]) + " |")
         if opponents:
             lines += ["", "Positive differences are in this model's favour; in brackets, 95 % intervals."]
-        lines += [
-            "",
-            f"{self._size()}, trained on {self.card.get('n_train', '?')} rows.",
-        ]
+        lines += ["", f"{self._size()}, trained on {self.card.get('n_train', '?')} rows."]
+        if (rows := self.card.get("refit")) is not None:
+            lines[-1] += f" After the test it was trained again on all {rows}: the figures are those of before."
         if notes := [f"- {task.name}: {note}." for task in self.tasks for note in task.notes()]:
             lines += ["", "Calibrated on rows that the networks did not learn:", "", *notes]
         lines += ["", "Inputs: " + ", ".join(f"{c.name} ({c.kind})" for c in self.schema.columns) + "."]

@@ -20,7 +20,7 @@ from typing import Any
 import mtl_bento
 from mtl_bento import artifact, plugins
 from mtl_bento.errors import MissingExtraError, SourceError, SpecError
-from mtl_bento.sources import ALIAS, FRAMEWORK, VARIABLE, model_folder, own_name, valid_tag_part
+from mtl_bento.sources import ALIAS, FRAMEWORK, STUDENT, VARIABLE, model_folder, own_name, valid_tag_part
 
 LABEL = re.compile(r"[A-Za-z0-9](?:[-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 """What Kubernetes takes as a label's key (without a prefix) or value."""
@@ -43,6 +43,7 @@ def package(
     version: str | None = None,
     labels: Mapping[str, str] | None = None,
     trial: str | None = None,
+    student: bool = False,
 ) -> Packaged:
     """Store a model and a Bento that serves it.
 
@@ -52,13 +53,17 @@ def package(
         version: their version; BentoML makes one up where not given.
         labels: further labels of both, beside framework, framework_version, run, spec_sha256 and data_sha256.
         trial: the number of a trial of the run, or "best", to package instead of the run's model.
+        student: whether to package the run's student instead, which is called after the run, with `-student`.
 
     Raises:
         SourceError, ArtifactError: there is no whole model in the folder, or it answers otherwise than it should.
-        SpecError: name, version or labels cannot be used, or the version exists already.
+        SpecError: name, version or labels cannot be used, the version exists already, or both a trial and the student
+            are asked for.
     """
+    if student and trial is not None:
+        raise SpecError("A trial and the student are two models; package one at a time: --trial or --student.")
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
-    with _chosen(Path(source), trial) as folder:
+    with _chosen(Path(source), trial, student=student) as folder:
         manifest = artifact.read_manifest(folder)
         called = store_name(name if name is not None else own_name(Path(source) if trial else folder))
         tag = called if version is None else f"{called}:{_version(version)}"
@@ -83,10 +88,16 @@ def store_name(text: str) -> str:
 
 
 @contextmanager
-def _chosen(source: Path, trial: str | None) -> Iterator[Path]:
+def _chosen(source: Path, trial: str | None, *, student: bool) -> Iterator[Path]:
     """Yield the model folder to package; one made for a trial is gone afterwards."""
     if not source.is_dir():
         raise SourceError(f"There is no folder {str(source)!r}; give a run folder (RUN) or a model folder.")
+    if student:
+        artifact.heal(source / STUDENT)
+        if not (source / STUDENT).is_dir():
+            raise SourceError(f"{source} has no student; run its search again with --student, which trains one.")
+        yield source / STUDENT
+        return
     if trial is None:
         yield model_folder(source)
         return

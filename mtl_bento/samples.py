@@ -133,6 +133,11 @@ class SampleCells(Regression):
         errors = (outputs.squeeze(-1) - targets.nan_to_num(0.0).to(outputs.dtype)).square() * known
         return errors.sum(-1) / known.sum(-1).clamp_min(1)
 
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, L, 1], answers [K or 1, 1, B, L] -> mean squares of all positions [K, M, B]."""
+        del targets
+        return (outputs.squeeze(-1) - answers).square().mean(-1)
+
     def activate(self, outputs: Tensor) -> Tensor:
         """outputs [..., L, 1] -> numbers side by side [..., L]."""
         return outputs.flatten(-2)

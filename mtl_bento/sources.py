@@ -26,6 +26,8 @@ ALIAS = "model"
 """BentoML's alias for the model that a Bento is pinned to."""
 VARIABLE = "MTL_BENTO_MODEL"
 """The environment variable that names the model to serve: a tag or a folder."""
+STUDENT = "student"
+"""The folder of a run that holds its student."""
 ALLOWED = "a model folder, a run folder, a tag such as flights:latest, or the http address of a service"
 
 
@@ -87,9 +89,10 @@ def model_folder(source: str | os.PathLike[str]) -> Path:
 
 
 def own_name(folder: Path) -> str:
-    """Return what a model folder is called: by its run where it is the `model` of one."""
+    """Return what a model folder is called: by its run where it is the `model` or the `student` of one."""
     absolute = folder.resolve()
-    return absolute.parent.name if absolute.name == "model" else absolute.name
+    run = absolute.parent.name
+    return {"model": run, STUDENT: f"{run}-{STUDENT}"}.get(absolute.name, absolute.name)
 
 
 def stored_model(tag: str) -> Any:

@@ -201,9 +201,10 @@ def check_task(
 ) -> None:
     """Raise BrokenPromiseError unless a task keeps its promises.
 
-    A row without a label counts for nothing, a batch of them gives loss 0 and no gradient; weights have the effect of
-    repeated rows; members do not see each other; answers are judged as they were trained, are labels in columns and
-    JSON in rows, and are scored alike from arrays and from columns; `fit` refuses labels that teach nothing.
+    A row without a label counts for nothing, a batch of them gives loss 0 and no gradient, but it learns from a
+    teacher's answer as others do; weights have the effect of repeated rows; members do not see each other; answers are
+    judged as they were trained, are labels in columns and JSON in rows, and are scored alike from arrays and from
+    columns; `fit` refuses labels that teach nothing.
     Calibrated on out-of-fold answers it keeps all of that, and what rows without label or weight say does not matter.
 
     Args:
@@ -233,6 +234,7 @@ def check_task(
     _check_fit_refuses(task_class, task, cells)
     _check_losses(built, targets)
     _check_judged(built, targets)
+    _check_taught(built, targets)
     _check_answers(built, placed, cells)
     learned = _check_calibration(built, targets)
     again = placed(len(cells), learned)
@@ -793,6 +795,24 @@ def _check_judged(task: Task[Any], targets: Tensor) -> None:
     _close(parts.sum(-1)[known], trained[known], "the sum of `row_parts` must be `row_losses`")
     trivial = task.trivial_loss(targets)
     _promise(0 < trivial < float("inf"), f"`trivial_loss` must be above 0 and finite, not {trivial}")
+
+
+def _check_taught(task: Task[Any], targets: Tensor) -> None:
+    rows, shape = len(targets), _head_shape(task, targets)
+    teacher, others = _random(1, 1, rows, *shape), _random(3, 2, rows, *shape).requires_grad_()
+    answers = task.activate(teacher)
+    losses = task.soft_losses(others, answers, targets[None, None])
+    _same_shape(losses, (3, 2, rows), "`soft_losses` must return the loss of each row, [K, M, B]")
+    (gradient,) = torch.autograd.grad(losses.sum(), others)
+    _promise(_finite(losses, gradient), "losses against a teacher and their gradients must be finite")
+    learned = gradient.abs().sum((0, 1)).flatten(1).any(1)
+    _promise(bool(learned.all()), "every row must learn from a teacher's answer, also one without a label")
+    least = task.soft_losses(teacher, answers, targets[None, None])
+    _promise(bool((losses >= least - 1e-9).all()), "nothing may lose less against a teacher than the teacher itself")
+    parts = task.soft_parts(others, answers, targets[None, None])
+    n_parts = max(1, len(task.parts))
+    _promise(parts.shape[-1] == n_parts, f"`soft_parts` must return [..., P], P = {n_parts}, not {tuple(parts.shape)}")
+    _close(parts.sum(-1), losses, "the sum of `soft_parts` must be `soft_losses`")
 
 
 def _check_answers(task: Task[Any], placed: Callable[[int], Task[Any]], cells: pa.ChunkedArray) -> None:

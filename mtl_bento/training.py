@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -65,9 +65,13 @@ class TrainingSpec(Spec):
     part_weight: Annotated[dict[str, Annotated[float, Field(gt=0)]], Searched(0.2, 5.0, log=True)] = {}
     """Weight of each part of a task's loss (`Task.parts`), by "<task>.<part>"; 1 where none is given."""
 
+    label_weight: Annotated[float, Field(ge=0, le=1), MustMatch] = 1.0
+    """Weight of the labels' loss at the first step, beside that against a teacher's answers (`Dataset.taught`); it
+    rises linearly to 1 at the last (teacher annealing, Clark et al., ACL 2019). 1 is without a teacher."""
+
     def stack_key(self) -> tuple[Any, ...]:
-        """Return what must agree in a stack: batch size, steps, and the weighting's own key."""
-        return (self.batch_size, self.steps, self.weighting.stack_key())
+        """Return what must agree in a stack: batch size, steps, labels' weight, and the weighting's own key."""
+        return (self.batch_size, self.steps, self.label_weight, self.weighting.stack_key())
 
 
 class MemberSpec(Spec):
@@ -91,6 +95,29 @@ class Member:
     """Which of the dataset's splits it learns from."""
     tasks: tuple[bool, ...] | None = None
     """The tasks that it is judged on; None is those whose loss it descends, all of them where that cannot be told."""
+    until: int | None = None
+    """The step whose weights it keeps, whatever validation rows say; None is that of its best look at them."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return the member as JSON holds it."""
+        return {"spec": self.spec.model_dump(mode="json")} | {
+            name: getattr(self, name) for name in ("seed", "split", "tasks", "until")
+        }
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Self:
+        """Return the member of such JSON."""
+        tasks = data["tasks"] and tuple(data["tasks"])
+        return cls(MemberSpec.model_validate(data["spec"]), data["seed"], data["split"], tasks, data["until"])
+
+
+@dataclass(frozen=True)
+class Learned(Trained):
+    """A trained network, and what trains it again."""
+
+    member: Member
+    step: int
+    """At which it was as it is."""
 
 
 @dataclass
@@ -100,6 +127,7 @@ class Best:
     score: Tensor
     losses: Tensor
     data: Tensor
+    step: Tensor
 
 
 @dataclass(frozen=True)
@@ -110,6 +138,8 @@ class MemberState:
     """The matrices "data", "first", "second" and "best" -> parameter name -> tensor."""
     score: float
     losses: list[float]
+    step: int
+    """Of the best look; 0 before the first."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +162,10 @@ class Stack:
         """Validation losses [K][T] at each member's best look."""
         return [state.losses for state in self.states]
 
-    def trained(self, k: int) -> Trained:
+    def trained(self, k: int) -> Learned:
         """Return member k as it was at its best look."""
-        return Trained(self.members[k].spec.network, self.states[k].tensors["best"])
+        member, state = self.members[k], self.states[k]
+        return Learned(member.spec.network, state.tensors["best"], member, state.step)
 
 
 class Cohort:
@@ -176,7 +207,13 @@ class Cohort:
             torch.full((n,), math.inf, device=dataset.device, dtype=dataset.dtype),
             torch.full((n, len(names)), math.inf, device=dataset.device, dtype=dataset.dtype),
             self.flat.data.clone(),
+            torch.zeros(n, dtype=torch.long, device=dataset.device),
         )
+        self._until = [m.until for m in self.members if m.until is not None]
+        if self._until and len(self._until) < n:
+            raise ValueError("members of one cohort keep given steps, or all of them their best looks")
+        if self.training.label_weight < 1 and dataset.taught is None:
+            raise ValueError("students learn from a teacher's answers; give the dataset some")
         cared = [task.spec.weight for task in dataset.tasks]
         self.cared = torch.tensor(cared, device=dataset.device, dtype=dataset.dtype) * self.judged  # [K, T]
         self.curve = list(stack.curve)
@@ -194,14 +231,17 @@ class Cohort:
             self.flat.write(matrix, k, state.tensors[name])
         self.best.score[k] = state.score
         self.best.losses[k] = torch.tensor(state.losses, dtype=self.best.losses.dtype)
+        self.best.step[k] = state.step
 
     def stack(self, *, stopped: bool = False) -> Stack:
         """Return the cohort at rest."""
-        scores, losses = self.best.score.tolist(), self.best.losses.tolist()
+        scores, losses, at = self.best.score.tolist(), self.best.losses.tolist(), self.best.step.tolist()
         self.curve += [(step, found.tolist()) for step, found in self._looks]
         self._looks.clear()
         states = tuple(
-            MemberState({n: self.flat.read(matrix, k) for n, matrix in self._matrices().items()}, scores[k], losses[k])
+            MemberState(
+                {n: self.flat.read(matrix, k) for n, matrix in self._matrices().items()}, scores[k], losses[k], at[k]
+            )
             for k in range(len(self.members))
         )
         return Stack(self.members, self.seed, self.step, states, tuple(self.curve), stopped)
@@ -220,11 +260,12 @@ class Cohort:
 
         `stop` is asked every 64 steps: it may end a call, never change what a finished one computed.
         """
-        goal = min(goal, self.training.steps)
+        goal = min(goal, self.training.steps, max(self._until, default=goal))
         every = max(1, self.training.steps // EVALUATIONS)
         self.network.set_generator(Generator(dataset.device).manual_seed(stable_seed(self.seed, "dropout", self.step)))
         while self.step < goal:
-            look = min(goal, (self.step // every + 1) * every)
+            ahead = [until for until in self._until if until > self.step]
+            look = min(goal, (self.step // every + 1) * every, *ahead)
             if not self._train(dataset, look, stop):
                 return True
             self._look(dataset)
@@ -269,10 +310,21 @@ class Cohort:
         for task, out, labels, weights, parts in each:
             own = None if weights is None else dataset.take(weights, index)
             losses.append(task.mean_loss(out, dataset.take(labels, index), own, parts))
+        if self.training.label_weight < 1:
+            share = label_share(self.step, self.training)
+            taught = self._taught(dataset, index, outputs)
+            losses = [share * label + (1 - share) * soft for label, soft in zip(losses, taught, strict=True)]
         objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
         torch._foreach_copy_(self.flat.gradients, gradients)
         self._descend()
+
+    def _taught(self, dataset: Dataset, index: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return each task's loss [K] against the teacher's answers on rows [K or 1, B], labelled or not."""
+        assert dataset.taught is not None
+        labels, weights = dataset.labels_of(index)
+        each = zip(dataset.tasks, outputs, dataset.taught, labels, self.part_weights, strict=True)
+        return [task.soft_loss(out, dataset.take(said, index), y, weights, parts) for task, out, said, y, parts in each]
 
     @torch.no_grad()
     def _descend(self) -> None:
@@ -293,7 +345,13 @@ class Cohort:
 
     @torch.no_grad()
     def _look(self, dataset: Dataset) -> None:
-        """Judge every member on its validation rows and keep the weights of those that were never better."""
+        """Judge every member on its validation rows and keep the weights of those that were never better.
+
+        Members whose step is given keep those of that step, and are not judged.
+        """
+        if self._until:
+            self._keep(torch.tensor([until == self.step for until in self._until], device=dataset.device))
+            return
         losses = self.losses(dataset)
         # A task without labels in this split's validation rows does not count.
         weight = torch.where(losses.isnan(), 0.0, self.cared)
@@ -302,8 +360,13 @@ class Cohort:
         better = score < self.best.score
         self.best.score = torch.where(better, score, self.best.score)
         self.best.losses = torch.where(better.unsqueeze(-1), losses, self.best.losses)
-        self.best.data = torch.where(better.unsqueeze(-1), self.flat.data, self.best.data)
+        self._keep(better)
         self._looks.append((self.step, losses))
+
+    def _keep(self, wanted: Tensor) -> None:
+        """Keep the weights of the members that are wanted, bool [K], as they are now."""
+        self.best.data = torch.where(wanted.unsqueeze(-1), self.flat.data, self.best.data)
+        self.best.step = torch.where(wanted, self.step, self.best.step)
 
     @torch.no_grad()
     def losses(self, dataset: Dataset) -> Tensor:
@@ -395,6 +458,11 @@ def schedule(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def label_share(step: int, training: TrainingSpec) -> float:
+    """Return the share of the labels in a loss at a step, the teacher's answers having the rest."""
+    return training.label_weight + (1 - training.label_weight) * step / training.steps
 
 
 def planned_rows(n_rows: int, batch_size: int, seed: int, step: int, steps: int) -> np.ndarray:

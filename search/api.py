@@ -26,7 +26,7 @@ from mtl_bento_search.config import (
 from mtl_bento_search.defaults import budget, default_trunks
 from mtl_bento_search.executors.local import make_executor
 from mtl_bento_search.features import FOLDER, FeatureCache
-from mtl_bento_search.finish import finish
+from mtl_bento_search.finish import finish, kept_share
 from mtl_bento_search.problem import Problem, make_problem, table_name
 from mtl_bento_search.progress import Progress
 from mtl_bento_search.pruning import RoundPruner
@@ -243,7 +243,9 @@ def _searched(
     for line in (*notes, *_left_out(problem)):
         progress.say(line)
     with progress, make_executor(problem.dataset) as workers:
-        sitting = Sitting(problem, space, workers, folder, clock, spec.search.seed, progress)
+        sitting = Sitting(
+            problem, space, workers, folder, clock, spec.search.seed, progress, kept_share=kept_share(spec.search)
+        )
         with sitting.interruptible():
             driver = _trials(sitting, spec, study, own_sampler=sampler is None, callbacks=callbacks)
             result = _ended(driver, written, spec)

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from mtl_bento.artifact import write_file
 from mtl_bento.errors import RunError
-from mtl_bento.network import NetworkSpec, Trained
-from mtl_bento.training import Member, MemberSpec, MemberState, Stack
+from mtl_bento.training import Learned, Member, MemberState, Stack
 
 HEADER = "mtl_bento"
 """Where the header of a safetensors file holds ours."""
@@ -27,18 +26,20 @@ MATRICES = ("data", "first", "second", "best")
 """What a member in training is, each by parameter name."""
 
 
-def save_members(path: Path, members: Sequence[Trained], info: dict[str, Any]) -> None:
+def save_members(path: Path, members: Sequence[Learned], info: dict[str, Any]) -> None:
     """Write trained members and what else is known of them (JSON), beside and renamed."""
     tensors = {f"{i}.{name}": tensor for i, m in enumerate(members) for name, tensor in m.state.items()}
-    write(path, tensors, {"specs": [m.spec.model_dump(mode="json") for m in members], "info": info})
+    held = [{**m.member.plain(), "step": m.step} for m in members]
+    write(path, tensors, {"members": held, "info": info})
 
 
-def load_members(path: Path) -> tuple[list[Trained], dict[str, Any]]:
+def load_members(path: Path) -> tuple[list[Learned], dict[str, Any]]:
     """Return trained members and their info; raises RunError where the file is missing or damaged."""
     tensors, header = read(path)
     by_member = grouped(tensors)
-    specs = [NetworkSpec.model_validate(spec) for spec in header["specs"]]
-    return [Trained(spec, by_member.get(str(i), {})) for i, spec in enumerate(specs)], header["info"]
+    held = [(Member.of(data), data["step"]) for data in header["members"]]
+    found = [Learned(m.spec.network, by_member.get(str(i), {}), m, step) for i, (m, step) in enumerate(held)]
+    return found, header["info"]
 
 
 def save_round(path: Path, packed: Sequence[tuple[Sequence[int], Stack]], info: dict[str, Any]) -> None:
@@ -68,13 +69,11 @@ def load_round(path: Path) -> tuple[list[tuple[list[int], Stack]], dict[str, Any
                 {matrix: held for matrix in MATRICES if (held := by_matrix.get(f"{s}/{k}/{matrix}"))},
                 state["score"],
                 state["losses"],
+                state["step"],
             )
             for k, state in enumerate(data["states"])
         )
-        members = tuple(
-            Member(MemberSpec.model_validate(m["spec"]), m["seed"], m["split"], m["tasks"] and tuple(m["tasks"]))
-            for m in data["members"]
-        )
+        members = tuple(map(Member.of, data["members"]))
         curve = tuple((step, losses) for step, losses in data["curve"])
         packed.append((data["places"], Stack(members, data["seed"], data["step"], states, curve)))
     return packed, header["info"]
@@ -83,13 +82,10 @@ def load_round(path: Path) -> tuple[list[tuple[list[int], Stack]], dict[str, Any
 def _plain(stack: Stack) -> dict[str, Any]:
     """Return a stack without its tensors, as JSON holds it."""
     return {
-        "members": [
-            {"spec": m.spec.model_dump(mode="json"), "seed": m.seed, "split": m.split, "tasks": m.tasks}
-            for m in stack.members
-        ],
+        "members": [member.plain() for member in stack.members],
         "seed": stack.seed,
         "step": stack.step,
-        "states": [{"score": state.score, "losses": state.losses} for state in stack.states],
+        "states": [{"score": state.score, "losses": state.losses, "step": state.step} for state in stack.states],
         "curve": [[step, losses] for step, losses in stack.curve],
     }
 

@@ -35,6 +35,7 @@ from mtl_bento_search.progress import Progress, Terminal, clock_text, wide_conso
 from mtl_bento_search.protocol import looks_like_split
 from mtl_bento_search.report import write_report
 from mtl_bento_search.run import REPORT, Folder, Run
+from mtl_bento_search.said import after_the_test
 from mtl_bento_search.verdict import NOUNS, OPPONENTS, RULE, SAME, WORSE, told
 
 YAML = (".yaml", ".yml")
@@ -169,6 +170,8 @@ def _write_yaml(
 @click.option(
     "--max-latency-ms", type=click.FloatRange(0, min_open=True), help="Most that one row, and 64, may take to answer."
 )
+@click.option("--student", is_flag=True, help="Have one network learn from what is served, tested and saved beside it.")
+@click.option("--refit", is_flag=True, help="Train what is served again on all rows, once it is tested.")
 @click.option("--tensorboard", metavar="DIR", help="Write each trial's scalars for `tensorboard --logdir DIR`.")
 @_json
 @_quiet
@@ -190,6 +193,8 @@ def search_command(
     members: str | None,
     max_members: int | None,
     max_latency_ms: float | None,
+    student: bool,
+    refit: bool,
     tensorboard: str | None,
     as_json: bool,
     quiet: bool,
@@ -209,7 +214,7 @@ def search_command(
     if ignore:
         options["ignore"] = list(ignore)
     chosen = {"members": members, "max_members": max_members, "max_latency_ms": max_latency_ms}
-    chosen |= {"trees": False} if no_trees else {}
+    chosen |= {"trees": False if no_trees else None, "student": student or None, "refit": refit or None}
     if given := {key: value for key, value in chosen.items() if value is not None}:
         held = config.search.model_dump(exclude_unset=True) if config is not None else {}
         options["search"] = {**held, **given}
@@ -276,12 +281,15 @@ def show_result(run: Run) -> None:
         f"gain {trials['best_gain']:+.1%} over single-task on validation."
     )
     click.echo(f"Time {clock_text(total)}: " + ", ".join(f"{name} {s / total:.0%}" for name, s in phases.items()) + ".")
+    for line in after_the_test(result):
+        click.echo(line)
     if result["test_looks"] > 1:
         click.echo(
             f"Note: the test rows were scored {result['test_looks']} times; only the first look is a clean test."
         )
     click.echo(f"Report: {run.folder / REPORT}")
-    click.echo(f"Next:   mtl-bento package {shlex.quote(str(run.folder))}")
+    student = "" if result.get("student") is None else " (--student for the student)"
+    click.echo(f"Next:   mtl-bento package {shlex.quote(str(run.folder))}{student}")
 
 
 def _against(held: dict[str, Any] | None) -> str:

@@ -71,7 +71,7 @@ def _listed(value: Any) -> Any:
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
-CHOOSING = {"trees", "members", "max_members", "max_latency_ms"}
+CHOOSING = {"trees", "members", "max_members", "max_latency_ms", "student", "refit"}
 """Fields of a search that trials know nothing of: another choice of what serves is the same run, tested once more."""
 
 
@@ -95,6 +95,10 @@ class SearchSpec(Spec):
     """Configurations that may answer for a task together."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Most that a request may take in the served model, of one row and of 64, measured on this machine."""
+    student: bool = False
+    """Whether one network learns from what is served, to be tested beside it and packaged in its place."""
+    refit: bool = False
+    """Whether what is served is trained again on all rows, those of the test included, once it is tested."""
     space: dict[str, Domain] = {}
     """Narrows or fixes searched parameters, and sets fixed ones, by name."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -19,8 +19,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from mtl_bento.dataset import Dataset
-from mtl_bento.network import Trained
-from mtl_bento.training import MemberSpec, stable_seed
+from mtl_bento.training import Learned, MemberSpec, stable_seed
 from mtl_bento_search import affinity, trees
 from mtl_bento_search.checkpoints import load_members, save_members
 from mtl_bento_search.problem import Problem
@@ -203,7 +202,7 @@ def _trained(driver: Driver, entries: Sequence[Entry]) -> list[Candidate]:
     return [Candidate(entry.name, entry.kind, own, entry.tasks) for entry, own in named if own is not None]
 
 
-def _train(driver: Driver, entries: Sequence[Entry]) -> dict[str, tuple[Trained, ...]]:
+def _train(driver: Driver, entries: Sequence[Entry]) -> dict[str, tuple[Learned, ...]]:
     """Return the members of entries by key, those that had a look."""
     sitting, n = driver.sitting, driver.sitting.n_splits
     members = [m for entry in entries for m in sitting.members(entry.spec, *entry.identity)]
@@ -218,7 +217,7 @@ def _train(driver: Driver, entries: Sequence[Entry]) -> dict[str, tuple[Trained,
     return found
 
 
-def _read_back(folder: Folder, name: str) -> dict[str, tuple[Trained, ...]]:
+def _read_back(folder: Folder, name: str) -> dict[str, tuple[Learned, ...]]:
     """Return what finals after as many trials have trained already, by key."""
     path = folder.checkpoint(name)
     if not path.is_file():
@@ -293,7 +292,7 @@ def grow(driver: Driver, *, seconds: float | None, n_trials: int | None) -> tupl
             features=problem.features,
             seconds=seconds,
             n_trials=n_trials,
-            seed=stable_seed(sitting.seed, "trees") % 2**31,
+            seed=tree_seed(sitting.seed),
             n_workers=max(1, sitting.packing.n_workers),
             stop=lambda: sitting.interrupted,
         )
@@ -304,3 +303,8 @@ def grow(driver: Driver, *, seconds: float | None, n_trials: int | None) -> tupl
     if any(held is not None for held in grown):
         sitting.see_margins([None if held is None else held.margins for held in grown])
     return grown
+
+
+def tree_seed(seed: int) -> int:
+    """Return the seed of all trees of a run."""
+    return stable_seed(seed, "trees") % 2**31

@@ -9,8 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,15 @@ import pyarrow as pa
 import torch
 from optuna.trial import TrialState
 
-from mtl_bento.columns._base import COLUMNS
-from mtl_bento.encoders._base import ENCODERS, kind_of
+from mtl_bento.artifact import remove_folder
 from mtl_bento.errors import listing
 from mtl_bento.forest import Forest
-from mtl_bento.heads._base import HEADS
-from mtl_bento.model import Model
 from mtl_bento.network import Trained
-from mtl_bento.registry import Registry
-from mtl_bento.tasks._base import TASKS, Task
-from mtl_bento.trunks._base import TRUNKS
-from mtl_bento_search import metrics, select
-from mtl_bento_search.arms import Arm, Arms, latency_ms, sizes_tried, too_slow
-from mtl_bento_search.config import CHOOSING, Config
+from mtl_bento.tasks._base import Task
+from mtl_bento.training import Learned
+from mtl_bento_search import select
+from mtl_bento_search.arms import Arm, Arms, latencies_ms, sizes_tried, too_slow
+from mtl_bento_search.config import CHOOSING, Config, SearchSpec
 from mtl_bento_search.coverage import calibrated, coverage
 from mtl_bento_search.diagnosis import diagnosis
 from mtl_bento_search.explain import out_of_fold_importance
@@ -39,9 +34,12 @@ from mtl_bento_search.finals import Finals, gather, grow
 from mtl_bento_search.importance import importance
 from mtl_bento_search.oof import write_predictions
 from mtl_bento_search.problem import Problem
-from mtl_bento_search.run import MODEL, RESULT_VERSION, plain
+from mtl_bento_search.refit import all_rows, refit
+from mtl_bento_search.run import MODEL, RESULT_VERSION, STUDENT
 from mtl_bento_search.select import NETWORKS, Choice
+from mtl_bento_search.served import make_model, measured, served_model, size_of, student_model, trained_again
 from mtl_bento_search.shown import shown
+from mtl_bento_search.student import Student, learn, learn_again
 from mtl_bento_search.study import FINALS_SHARE, Driver
 from mtl_bento_search.trees import Trees, learnable
 from mtl_bento_search.verdict import verdicts
@@ -50,6 +48,8 @@ MOST_TREE_TRIALS = 30
 """Configurations of trees that are tried a task where the number of trials bounds the search."""
 FEW_TREE_TRIALS = 3
 """Configurations of trees below which it is said that they had too little time."""
+STUDENT_SHARE, REFIT_SHARE = 0.05, 0.15
+"""Shares of a timeout that are kept back for the student, and for training again what is served."""
 
 
 def test(problem: Problem, arms: dict[str, Arm], tasks: Sequence[Task[Any]]) -> list[dict[str, Any]]:
@@ -82,9 +82,7 @@ def test(problem: Problem, arms: dict[str, Arm], tasks: Sequence[Task[Any]]) -> 
         assert answered is not None  # ours answers every task
         own = task.place(held_rows, problem.schema.columns)
         scored = own.scored(answered)
-        record["metrics"] = {
-            name: metrics.measure(name, truth, metrics.read(name, own, scored), weights) for name in own.metrics
-        }
+        record["metrics"] = measured(own, scored, truth, weights)
         record["diagnosis"] = diagnosis(own, scored, truth)
         record["coverage"] = coverage(own, answered, held_rows[task.name], weights)
     return records
@@ -119,36 +117,92 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         finals = gather(driver, grown, groups=config.groups)
         arms = _chosen(sitting.problem, finals, config)
     problem, choice = sitting.problem, arms.ours  # with the trees' margins
+    student = _student(driver, arms, config)
+    chosen = config.search.model_dump(include=CHOOSING) | {"student": student is not None}
     with clock.phase("test"):
         sitting.progress.phase("test", "the locked rows, once")
         out_of_fold = arms.out_of_fold()
         tasks = calibrated(problem.tasks, out_of_fold, problem.dataset, select.validation_rows(problem.dataset))
         answered = arms.answered(problem.protocol.test)
+        if student is not None:
+            answered["student"] = student.arm(problem, problem.protocol.test)
         ours = [held for held in answered["ours"].answers if held is not None]  # it answers every task
         records = test(problem, answered, tasks)
-        # By what it was chosen from, and how: a test that a kill cut short is the same test, not another look.
-        asked = ", ".join(f"{key} {value}" for key, value in config.search.model_dump(include=CHOOSING).items())
+        # By what it was chosen from, and how: a test that a kill cut short is the same test, not another look. What is
+        # trained again is not tested.
+        asked = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "refit")
         tested = sorted({*folder.read_state().get("tested", ()), f"{driver.n_told()} trials, {asked}"})
         folder.note(tested=tested)
+    again = _refitted(driver, arms, student, config)
+    chosen["refit"] = again is not None
     with clock.phase("report"):
         result = _result(driver, choice, records, spec, looks=len(tested), notes=notes)
         result |= {
-            "chosen_by": config.search.model_dump(include=CHOOSING),
+            "chosen_by": chosen,
             "blend": _blended(problem, choice),
             "groups": _proposed(problem, finals),
+            "refit": None if again is None else {"rows": len(all_rows(problem))},
         }
-        card = _card(spec, problem, records, choice)
-        model = make_model(problem, choice.members, choice.blend, card=card, tasks=tasks)
+        tested_model = served_model(spec, problem, choice, records, tasks)
+        model = tested_model if again is None else trained_again(tested_model, again.choice.members, result["refit"])
         model.save(folder.path / MODEL)
-        result["shown"] = shown(problem, model, ours, seed=sitting.seed)
+        result["student"] = None
+        if student is None:
+            remove_folder(folder.path / STUDENT)
+        else:
+            small = student_model(spec, problem, student, answered["student"])
+            if again is not None and again.student is not None:
+                small = trained_again(small, [again.student], result["refit"])
+            small.save(folder.path / STUDENT)
+            sizes = {
+                name: size_of(folder.path / name, held, problem.table)
+                for name, held in ((MODEL, model), (STUDENT, small))
+            }
+            result["student"] = {"trial": student.trial, "steps": student.network.step, **sizes}
+        result["shown"] = shown(problem, tested_model, ours, seed=sitting.seed)
         write_predictions(folder.path, problem, out_of_fold, ours)
-        result["input_importance"] = out_of_fold_importance(model, problem, timeout_s=clock.timeout_s)
+        result["input_importance"] = out_of_fold_importance(tested_model, problem, timeout_s=clock.timeout_s)
         result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s
     folder.write_result(result)
     folder.note(elapsed_s=clock.elapsed_s, phases=clock.phases)
     return result
+
+
+@dataclass(frozen=True)
+class _Again:
+    """What was trained again on all rows."""
+
+    choice: Choice
+    student: Learned | None
+
+
+def kept_share(search: SearchSpec) -> float:
+    """Return the share of a timeout that is kept back for what comes after the finals."""
+    return STUDENT_SHARE * search.student + REFIT_SHARE * search.refit
+
+
+def _student(driver: Driver, arms: Arms, config: Config) -> Student | None:
+    """Return the student, None where none is wanted, or somebody interrupted."""
+    if not config.search.student or driver.sitting.interrupted:
+        return None
+    with driver.sitting.clock.phase("student"):
+        driver.sitting.progress.phase("student", "one network learns from what is served")
+        return learn(driver, arms)
+
+
+def _refitted(driver: Driver, arms: Arms, student: Student | None, config: Config) -> _Again | None:
+    """Return what is served, and the student, trained again on all rows; None as above."""
+    if not config.search.refit or driver.sitting.interrupted:
+        return None
+    with driver.sitting.clock.phase("refit"):
+        driver.sitting.progress.phase("refit", "what is served, again on all rows")
+        choice = refit(driver, arms.finals, arms.ours)
+        small = None
+        if choice is not None and student is not None:
+            small = learn_again(driver, arms, student, all_rows(arms.problem))
+        return None if choice is None or (student is not None and small is None) else _Again(choice, small)
 
 
 def _grown(driver: Driver, config: Config) -> tuple[tuple[Trees | None, ...], list[str]]:
@@ -203,66 +257,12 @@ def _chosen(problem: Problem, finals: Finals, config: Config) -> Arms:
         arms = Arms(problem, finals, ours, most)
         if search.max_latency_ms is None:
             return arms
-        took = latency_ms(make_model(problem, ours.members, ours.blend, card={}), problem.table)
+        took = max(latencies_ms(make_model(problem, ours.members, ours.blend, card={}), problem.table).values())
         if took <= search.max_latency_ms:
             return arms
         fastest = min(fastest, took)
     assert search.max_latency_ms is not None
     raise too_slow(search.max_latency_ms, fastest)
-
-
-def make_model(
-    problem: Problem,
-    members: Sequence[Trained | Forest],
-    blend: np.ndarray,
-    *,
-    card: dict[str, Any],
-    tasks: Sequence[Task[Any]] | None = None,
-) -> Model:
-    """Return the model of some members on a problem's schema; its tasks are the problem's, or calibrated ones."""
-    held = tuple(member.cpu() for member in members)
-    return Model(problem.schema, tuple(tasks or problem.tasks), problem.dataset.inputs, held, blend, card)
-
-
-def _card(spec: dict[str, Any], problem: Problem, records: list[dict[str, Any]], choice: Choice) -> dict[str, Any]:
-    """Return provenance and figures for the model folder."""
-    return {
-        "name": spec["name"],
-        "run": spec["name"],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "framework_version": version("mtl-bento"),
-        "spec_sha256": spec["sha256"],
-        "data_sha256": problem.data_sha256,
-        "split_sha256": problem.protocol.digest(),
-        "sample_weight": spec["sample_weight"],
-        "n_train": len(problem.protocol.learned),
-        "n_test": len(problem.protocol.test),
-        "metrics": {r["task"]: plain(r["metrics"]) for r in records},
-        "verdicts": {r["task"]: {arm: _told(held) for arm, held in r["against"].items()} for r in records},
-        "served_by": {name: choice.served_by(t) for t, name in enumerate(problem.names)},
-        "requires": requirements(problem, choice.members),
-    }
-
-
-def _told(against: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison as a model's card tells it."""
-    return {key: value for key, value in plain(against).items() if key != "metrics"}
-
-
-def requirements(problem: Problem, members: Sequence[Trained | Forest]) -> list[str]:
-    """Return `distribution==version` of what brought a kind that the model uses, and of what such kinds need."""
-    held: set[tuple[Registry[Any], str]] = {(TASKS, task.spec.kind) for task in problem.tasks}
-    held |= {(COLUMNS, column.kind) for column in problem.schema.columns}
-    for member in [m for m in members if isinstance(m, Trained)]:
-        held.add((TRUNKS, member.spec.trunk.kind))
-        held |= {(ENCODERS, encoder.kind) for encoder in member.spec.encoders.values()}
-        held |= {(HEADS, head.kind) for head in member.spec.heads.values()}
-    origins = {registry.origin(kind) for registry, kind in held}
-    needed = {name: version(name) for column in problem.schema.columns for name in column.requires}
-    needed |= dict(found for found in origins if found is not None)
-    for block, columns in problem.schema.blocks.items():
-        needed |= ENCODERS.class_of(ENCODERS.spec_class(kind_of(block))).needs(columns)
-    return sorted(f"{name}=={pinned}" for name, pinned in needed.items())
 
 
 def _result(

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl_bento.errors import RunError
-from mtl_bento.network import Trained
-from mtl_bento.training import EVALUATIONS, Member, stable_seed
+from mtl_bento.training import EVALUATIONS, Learned, Member, stable_seed
 from mtl_bento_search.checkpoints import load_members, save_members
 from mtl_bento_search.rounds import Round, rungs
 from mtl_bento_search.select import Candidate
@@ -103,7 +102,7 @@ def _gathered(sitting: Sitting, trip: Round, seeds: int, at_rungs: dict[int, lis
     if not np.isfinite(np.array([losses[p] for p in range(n)])).any():
         raise RunError("The search ended before anything was trained; give it more time: --timeout 10m.")
 
-    def trained(first: int) -> tuple[Trained, ...]:
+    def trained(first: int) -> tuple[Learned, ...]:
         return tuple(held[p][0].trained(held[p][1]) for p in range(first, first + n))
 
     singles, single_losses = [], []
@@ -145,7 +144,7 @@ def _read(sitting: Sitting, path: Path) -> References:
     )
 
 
-def _single(name: str, seed: int, members: tuple[Trained, ...]) -> Candidate:
+def _single(name: str, seed: int, members: tuple[Learned, ...]) -> Candidate:
     """Return a task alone at the defaults as a candidate."""
     again = f", seed {seed}" if seed else ""
     return Candidate(f"single-task {name}{again}", "single", members, (name,))

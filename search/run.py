@@ -4,6 +4,7 @@ spec.yaml          the spec as it was understood, and the hashes of spec, data a
 study.log          Optuna's journal (unless the study lives elsewhere)
 checkpoints/       weights of the references, of every complete trial, of the finals
 model/             the served model
+student/           one network that learned from it, where asked for
 report.html        the report
 result.json        every figure of the report
 predictions.parquet  what it answered on rows that it did not learn: out of fold, and on the locked test
@@ -40,8 +41,8 @@ from mtl_bento_search.oof import part_of, read_predictions
 from mtl_bento_search.storage import STUDY, answering, open_storage, repair_journal
 from mtl_bento_search.verdict import names, told
 
-SPEC, CHECKPOINTS, MODEL, REPORT, RESULT, STATE, LOCK = (
-    "spec.yaml", "checkpoints", "model", "report.html", "result.json", "state.json", ".lock",
+SPEC, CHECKPOINTS, MODEL, STUDENT, REPORT, RESULT, STATE, LOCK = (
+    "spec.yaml", "checkpoints", "model", "student", "report.html", "result.json", "state.json", ".lock",
 )  # fmt: skip
 RESULT_VERSION = 2
 """Of result.json: 2 compares every task with several opponents."""
@@ -90,6 +91,13 @@ class Run:
     def model(self) -> Model:
         """The served model."""
         return Model.load(self.folder / MODEL)
+
+    @property
+    def student(self) -> Model:
+        """The one network that learned from the served model; raises RunError where the run has none."""
+        if not (self.folder / STUDENT).is_dir():
+            raise RunError(f"{self.folder} has no student; run the same search again with --student for one.")
+        return Model.load(self.folder / STUDENT)
 
     @property
     def study(self) -> optuna.Study:
@@ -198,7 +206,7 @@ class Run:
             raise RunError(f"Trial {number} {what}; complete trials: {listing(map(str, sorted(complete)), most=20)}.")
         members, _ = load_members(self.folder / CHECKPOINTS / f"trial-{number:05d}.safetensors")
         served = self.model
-        card = {k: v for k, v in served.card.items() if k not in ("metrics", "verdicts", "served_by")}
+        card = {k: v for k, v in served.card.items() if k not in ("metrics", "verdicts", "served_by", "refit")}
         blend = np.full((len(served.tasks), len(members)), 1 / len(members))
         return Model(served.schema, served.tasks, served.inputs, tuple(members), blend, card | {"trial": number})
 
@@ -240,7 +248,8 @@ class Folder:
                 ) from None
             fresh = {item.name for item in self.path.iterdir()} <= {LOCK}
             try:
-                heal(self.path / MODEL)
+                for name in (MODEL, STUDENT):
+                    heal(self.path / name)
                 for folder in (self.path, self.path / CHECKPOINTS):
                     sweep(folder)
                 repair_journal(self.path / STUDY)
@@ -319,9 +328,9 @@ class Folder:
         return self.path / CHECKPOINTS / f"{name}.safetensors"
 
     def keep_only(self, name: str, prefix: str) -> None:
-        """Remove the weights files whose names begin so, but one."""
+        """Remove the weights files whose names begin with `prefix`, but not with `name`."""
         for path in (self.path / CHECKPOINTS).glob(f"{prefix}*.safetensors"):
-            if path != self.checkpoint(name):
+            if not path.name.startswith(name):
                 path.unlink()
 
 

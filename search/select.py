@@ -16,6 +16,7 @@ from mtl_bento.dataset import Dataset
 from mtl_bento.errors import RunError
 from mtl_bento.forest import Forest
 from mtl_bento.network import Trained, stacks
+from mtl_bento.training import Learned
 from mtl_bento_search.blend import pick
 
 CHUNK = 4096
@@ -34,7 +35,7 @@ class Candidate:
     name: str
     kind: str
     """shared, group, single (networks of all tasks, of some, of one), trees, or offset (networks on top of trees)."""
-    members: tuple[Trained | Forest, ...]
+    members: tuple[Learned | Forest, ...]
     tasks: tuple[str, ...] | None = None
     """The tasks that it answers; None is all."""
 
@@ -43,9 +44,9 @@ class Candidate:
         return self.tasks is None or task in self.tasks
 
     @property
-    def networks(self) -> tuple[Trained, ...]:
+    def networks(self) -> tuple[Learned, ...]:
         """Those of its members that are networks: all, or none."""
-        return tuple(member for member in self.members if isinstance(member, Trained))
+        return tuple(member for member in self.members if isinstance(member, Learned))
 
     @property
     def forests(self) -> tuple[Forest, ...]:
@@ -138,7 +139,7 @@ class Choice:
     """Share of each candidate in each task's answer, [T, candidates], rows summing to one."""
 
     @property
-    def members(self) -> tuple[Trained | Forest, ...]:
+    def members(self) -> tuple[Learned | Forest, ...]:
         """The members of all candidates."""
         return tuple(member for candidate in self.candidates for member in candidate.members)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Network
-from mtl_bento.training import Member, MemberSpec, Stack, stable_seed
+from mtl_bento.training import Learned, Member, MemberSpec, Stack, stable_seed
 from mtl_bento_search.executors._base import Executor
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.progress import Progress
@@ -36,6 +37,8 @@ class Sitting:
     clock: Clock
     seed: int
     progress: Progress
+    kept_share: float = 0.0
+    """Share of the timeout that is kept back for what is trained after the finals."""
     interrupted: bool = False
     """Whether somebody asked to finish with what there is."""
     packing: Packing = field(init=False)
@@ -86,7 +89,21 @@ class Sitting:
         blank = [np.zeros((n, task.n_outputs), dtype=np.float32) for task in self.problem.tasks]
         joined = np.concatenate([b if m is None else m for m, b in zip(margins, blank, strict=True)], axis=1)
         self.problem = replace(self.problem, dataset=self.dataset.with_margins(joined))
-        self.executor.set_margins(torch.from_numpy(joined))
+        self.executor.change(partial(Dataset.with_margins, margins=joined))
+
+    def trained_on(self, rows: np.ndarray, members: Sequence[Member], *, seed: int) -> list[Learned] | None:
+        """Return members trained on rows [B], each `until` its step; None where somebody interrupted.
+
+        No deadline ends it: what is trained again is whole, or it is of no use.
+        """
+        here = [replace(member, split=0) for member in members]
+        self.executor.change(partial(Dataset.with_splits, splits=[(rows, rows[:0])]))
+        try:
+            trip = self.round(here, seed=seed)
+            whole = trip.advance(max(m.spec.training.steps for m in here), reference=None, deadline=math.inf)
+        finally:
+            self.executor.change(partial(Dataset.with_splits, splits=self.problem.protocol.splits))
+        return [stack.trained(k) for _, (stack, k) in sorted(trip.members().items())] if whole else None
 
     def _stack_fewer(self, packing: Packing) -> None:
         for note in packing.notes[len(self.packing.notes) :]:
@@ -95,7 +112,8 @@ class Sitting:
 
     def deadline(self, reserve_s: float = 0.0) -> float:
         """Return the `time.monotonic()` by which training must end, `reserve_s` earlier than the report needs."""
-        return self.clock.deadline(REPORT_S + REPORT_SHARE * (self.clock.timeout_s or 0.0) + reserve_s)
+        share = REPORT_SHARE + self.kept_share
+        return self.clock.deadline(REPORT_S + share * (self.clock.timeout_s or 0.0) + reserve_s)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

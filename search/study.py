@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mtl_bento.errors import SpecError
 from mtl_bento.network import Trained
-from mtl_bento.training import MemberSpec, stable_seed
+from mtl_bento.training import Learned, MemberSpec, stable_seed
 from mtl_bento_search import metrics, select
 from mtl_bento_search.checkpoints import load_members, load_round, save_members, save_round
 from mtl_bento_search.journal import together
@@ -181,7 +181,7 @@ class Driver:
         """Tell trial 0, which the reference cohort trained, at once."""
         space, found = self.sitting.space, self.references
         params, members = space.defaults(), found.default.networks
-        self._save_weights(0, space.member(params), members, found.default_losses)
+        self._save_weights(0, members, found.default_losses)
         trial = optuna.trial.create_trial(
             value=self._score(found.default_losses),
             params=params,
@@ -292,10 +292,10 @@ class Driver:
         """Keep each trial's weights, then tell it: a trial that the study calls complete has its weights on disk."""
         train_s = round(trip.spent_s / max(1, len(trip.living)), 3)
         held = trip.round.members()
-        for i, (trial, spec) in sorted(trip.living.items()):
+        for i, (trial, _) in sorted(trip.living.items()):
             places = range(i * self.sitting.n_splits, (i + 1) * self.sitting.n_splits)
             members = tuple(held[p][0].trained(held[p][1]) for p in places)
-            self._save_weights(trial.number, spec, members, losses[i])
+            self._save_weights(trial.number, members, losses[i])
             timed = {"train_s": train_s, "curve": trip.curves[i]}
             for name, value in {**self._attrs(losses[i], members), **timed}.items():
                 trial.set_user_attr(name, value)
@@ -325,9 +325,8 @@ class Driver:
             trial.set_user_attr(name, value)
         self._told(self.study.tell(trial, state=TrialState.PRUNED))
 
-    def _save_weights(self, number: int, spec: MemberSpec, members: tuple[Trained, ...], losses: np.ndarray) -> None:
-        info = {"losses": losses.tolist(), "spec": spec.model_dump(mode="json")}
-        save_members(self.sitting.folder.checkpoint(f"trial-{number:05d}"), members, info)
+    def _save_weights(self, number: int, members: Sequence[Learned], losses: np.ndarray) -> None:
+        save_members(self.sitting.folder.checkpoint(f"trial-{number:05d}"), members, {"losses": losses.tolist()})
 
     def _score(self, losses: np.ndarray) -> float:
         return score(losses, self.references.single_losses, self.sitting.weights)
@@ -379,8 +378,8 @@ class Driver:
 
     def candidate(self, number: int) -> tuple[select.Candidate, MemberSpec]:
         """Return a complete trial's members from disk and its spec."""
-        members, info = load_members(self.sitting.folder.checkpoint(f"trial-{number:05d}"))
-        return select.Candidate(f"trial {number}", "shared", tuple(members)), MemberSpec.model_validate(info["spec"])
+        members, _ = load_members(self.sitting.folder.checkpoint(f"trial-{number:05d}"))
+        return select.Candidate(f"trial {number}", "shared", tuple(members)), members[0].member.spec
 
 
 def make_sampler(seed: int) -> optuna.samplers.BaseSampler:

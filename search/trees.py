@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,20 @@ def tune(
 def learnable(problem: Problem, t: int) -> bool:
     """Return whether trees can learn a task: it answers rows as a whole, and 20 rows of each split have labels."""
     return _boosted(problem, t) is not None
+
+
+def again(problem: Problem, held: Trees, rows: np.ndarray, *, features: Tensor, seed: int, n_workers: int = 1) -> Trees:
+    """Return the trees of a task with forests of all rows [B], of the same parameters, rounds and number.
+
+    Their seeds differ, the first one's is that of the tuning. Margins, which are out of fold, stay. `features` and
+    `seed` are those of `tune`.
+    """
+    t = problem.names.index(held.task)
+    boosted = _boosted(problem, t)
+    assert boosted is not None  # there are trees of it
+    x = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
+    study = _Study(problem, t, boosted, x, seed=seed, threads=n_workers)
+    return replace(held, forests=study.again(held.params, rows, n=len(held.forests)))
 
 
 def _boosted(problem: Problem, t: int) -> Boosted | None:
@@ -385,7 +399,8 @@ class _Study:
         rows = rows[self._weights[rows] > 0]
         return self._boosted.constant(self._boosted.labels[rows], self._weights[rows])
 
-    def _booster(self, params: dict[str, Any], learned: Any) -> Any:
+    def _booster(self, params: dict[str, Any], learned: Any, *, later: int = 0) -> Any:
+        """Return a booster of rows; `later` is how far its seed lies from the study's."""
         return _lightgbm().Booster(
             {
                 **self._boosted.parameters,
@@ -395,7 +410,7 @@ class _Study:
                 "num_threads": self._threads,
                 "deterministic": True,
                 "force_row_wise": True,
-                "seed": self._seed,
+                "seed": self._seed + later,
                 "verbosity": -1,
             },
             learned,
@@ -447,6 +462,12 @@ class _Study:
         params = best.params | {"rounds": rounds}
         return Trees(self.task.name, forests, margins.astype(np.float32), params, judged, self.n_trials)
 
+    def again(self, params: dict[str, Any], rows: np.ndarray, *, n: int) -> tuple[Forest, ...]:
+        """Return n forests of rows [B], by the parameters of `Trees`, rounds among them."""
+        own = {name: value for name, value in params.items() if name != "rounds"}
+        boosters = [self._trained(own, rows, int(params["rounds"]), later=i) for i in range(n)]
+        return tuple(compile(booster, self.task.name, bias=self._constant(rows)) for booster in boosters)
+
     def _cross(self, margins: np.ndarray, best: _Best) -> None:
         """Set the margins of training rows that validate in no split, each by a booster that did not learn it."""
         train = self._problem.protocol.splits[0][0]
@@ -456,8 +477,8 @@ class _Study:
             booster = self._trained(best.params, learned, best.rounds)
             margins[rows] = self._raw(booster, learned, rows, best.rounds)
 
-    def _trained(self, params: dict[str, Any], rows: np.ndarray, rounds: int) -> Any:
-        booster = self._booster(params, self._set(rows, int(params["max_bin"])))
+    def _trained(self, params: dict[str, Any], rows: np.ndarray, rounds: int, *, later: int = 0) -> Any:
+        booster = self._booster(params, self._set(rows, int(params["max_bin"])), later=later)
         for _ in range(rounds):
             if booster.update():
                 break

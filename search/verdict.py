@@ -35,9 +35,19 @@ LEVEL = 0.05
 TIE = 0.01
 """Share of the opponent's figure that still counts as none."""
 BETTER, WORSE, TIED, INCONCLUSIVE, SAME, UNKNOWN = "better", "worse", "tie", "inconclusive", "same", "not measurable"
-OPPONENTS = {"single_task": "single-task", "ensemble": "single-task ensemble", "trees": "tuned trees"}
+OPPONENTS = {
+    "single_task": "single-task",
+    "ensemble": "single-task ensemble",
+    "trees": "tuned trees",
+    "student": "its student",
+}
 """Arms that ours is compared with, in the order in which they are told, with their names."""
-NOUNS = {"single_task": "single-task networks", "ensemble": "single-task ensembles", "trees": "tuned trees"}
+NOUNS = {
+    "single_task": "single-task networks",
+    "ensemble": "single-task ensembles",
+    "trees": "tuned trees",
+    "student": "answers of the student",
+}
 """The same in a sentence."""
 ARMS = {
     "ours": "this model",

@@ -109,7 +109,9 @@ def test_package_says_what_to_type_next(packaged: list[dict[str, Any]]) -> None:
     body = json.loads(result.stdout.partition("-d '")[2].rpartition("'")[0])
     assert body["rows"][0].keys() <= {"age", "вес, кг", "state", "children", "when"}
     labels = {"team": "planning", "stage": "a=b"}
-    assert packaged == [{"source": "runs/small", "name": None, "version": "v1", "labels": labels, "trial": None}]
+    assert packaged == [
+        {"source": "runs/small", "name": None, "version": "v1", "labels": labels, "trial": None, "student": False}
+    ]
 
 
 def test_package_prints_the_tag_alone_or_as_json_or_nothing(packaged: list[dict[str, Any]]) -> None:

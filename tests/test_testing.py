@@ -373,6 +373,16 @@ class MisjudgingTask(Regression):
         return super().answer_losses(answers, targets).abs().sqrt()
 
 
+class ContraryTask(Regression):
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        return super().soft_losses(outputs, -answers, targets)
+
+
+class LabelledOnlyTask(Regression):
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        return torch.where(self.known(targets), super().soft_losses(outputs, answers, targets), 0.0)
+
+
 class NumpyTask(Regression):
     def rows(self, answers: np.ndarray) -> list[dict[str, Any]]:
         return [{"value": (float(answer),)} for answer in answers[:, 0]]
@@ -415,6 +425,8 @@ class NarrowTask(Regression):
         (UnweightedTask, "a weight must have the effect of repeating a row"),
         (TrustingTask, "`fit` must raise SchemaError where all labels are missing"),
         (MisjudgingTask, "`answer_losses` of one network must be its `row_losses`"),
+        (ContraryTask, "nothing may lose less against a teacher than the teacher itself"),
+        (LabelledOnlyTask, "every row must learn from a teacher's answer, also one without a label"),
         (NumpyTask, "`rows` must be what JSON can hold"),
         (MeanShiftingTask, r"`calibrate` must set only what `learned` names, not \['mean'\]"),
         (ForgetfulOfWeightsTask, "a row of weight 0 must count for nothing"),

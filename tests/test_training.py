@@ -28,6 +28,7 @@ from mtl_bento.training import (
     Stack,
     TrainingSpec,
     advance,
+    label_share,
     lined_up,
     planned_rows,
     restack,
@@ -573,3 +574,71 @@ def test_the_weight_of_a_part_is_that_of_the_loss_where_all_parts_have_it(datase
     close(*(advance(Stack((one,), seed=0), data, 8).states[0] for one, data in ((twice, held), (whole, dataset))))
     unlike = advance(Stack((weighed(member(held), 5, 0.2),), seed=0), held, 8).states[0]
     assert unlike.losses != pytest.approx(advance(Stack((twice,), seed=0), held, 8).states[0].losses)
+
+
+def teaching(dataset: Dataset) -> Dataset:
+    """A dataset whose teacher is as sure as the labels, and answers 0 where there are none."""
+    answers = []
+    for task, labels in zip(dataset.tasks, dataset.targets, strict=True):
+        said = torch.zeros(len(labels), task.n_outputs)
+        known = task.known(labels)
+        if isinstance(task, Multiclass):
+            said[known] = functional.one_hot(labels[known], task.n_outputs).to(said.dtype)
+        else:
+            said[known] = labels[known].unsqueeze(-1).to(said.dtype)
+        answers.append(said.numpy())
+    return dataset.with_teacher(answers)
+
+
+def test_a_student_whose_labels_keep_all_the_weight_is_trained_as_if_there_were_no_teacher(dataset: Dataset) -> None:
+    ends = [advance(Stack((member(dataset),), seed=0), held, 32) for held in (dataset, teaching(dataset))]
+    assert same(ends[0].states[0], ends[1].states[0], "data", "best")
+
+
+def test_a_teacher_as_sure_as_the_labels_teaches_the_labels(dataset: Dataset) -> None:
+    known = torch.stack([task.known(y) for task, y in zip(dataset.tasks, dataset.targets, strict=True)]).all(0)
+    rows = known.nonzero().squeeze(-1)
+    whole = dataclasses.replace(dataset, weights=None, splits=(Split(rows[:-8], rows[-8:]),))
+    ends = [
+        advance(Stack((member(whole, label_weight=share),), seed=0), teaching(whole), 32) for share in (1.0, 0.5, 0.0)
+    ]
+    for end in ends[1:]:
+        close(end.states[0], ends[0].states[0])
+
+
+def test_the_labels_share_rises_linearly_to_one() -> None:
+    shares = [label_share(step, TrainingSpec(steps=4, label_weight=0.2)) for step in range(5)]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_a_student_without_a_teacher_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="students learn from a teacher's answers; give the dataset some"):
+        Cohort(Stack((member(dataset, label_weight=0.0),), seed=0), dataset)
+
+
+def test_members_train_again_to_their_best_looks_bit_for_bit(dataset: Dataset) -> None:
+    members = tuple(member(dataset, seed=k, lr=lr, dropout=0.2) for k, lr in enumerate((2e-3, 0.3, 1e-2)))
+    first = advance(Stack(members, seed=0), dataset, 32)
+    steps = [first.trained(k).step for k in range(3)]
+    assert len(set(steps)) > 1
+    # The same rows, nothing held back: nobody could choose by them.
+    rows = dataset.splits[0].train
+    blind = dataset.with_splits([(rows.numpy(), rows[:0].numpy())])
+    until = [dataclasses.replace(m, until=step) for m, step in zip(members, steps, strict=True)]
+    again = advance(Stack(tuple(until), seed=0), blind, 32)
+    assert again.step == max(steps)
+    for k in range(3):
+        assert again.trained(k).step == steps[k]
+        assert same(again.states[k], first.states[k], "best")
+
+
+def test_a_step_that_is_no_look_is_kept_too(dataset: Dataset) -> None:
+    once = advance(Stack((dataclasses.replace(member(dataset), until=7),), seed=0), dataset, 32)
+    ended = advance(Stack((member(dataset, steps=32),), seed=0), dataset, 7)
+    assert all(torch.equal(once.trained(0).state[name], held) for name, held in ended.states[0].tensors["data"].items())
+
+
+def test_members_that_keep_steps_share_no_cohort_with_those_that_keep_looks(dataset: Dataset) -> None:
+    members = (member(dataset), dataclasses.replace(member(dataset), until=4))
+    with pytest.raises(ValueError, match="members of one cohort keep given steps, or all of them their best looks"):
+        Cohort(Stack(members, seed=0), dataset)

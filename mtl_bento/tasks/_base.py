@@ -187,6 +187,19 @@ class Task(ABC, Generic[AnySpec]):
         """Return the same by part, [K, M, B, P] in the order of `parts`; their sum is `row_losses`."""
         return self.row_losses(outputs, targets).unsqueeze(-1)
 
+    @abstractmethod
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row against a teacher's answer, in the unit of `row_losses`.
+
+        outputs [K, M, B, O], answers [K or 1, 1, B, O'] as `activate` gives them, targets [K or 1, 1, B, ...] ->
+        [K, M, B]. Least where `activate(outputs)` is the answer, and the loss of a label where the answer is as sure as
+        that. Rows without a label learn too; targets only say which parts of a row are asked for.
+        """
+
+    def soft_parts(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """Return the same by part, [K, M, B, P] in the order of `parts`; their sum is `soft_losses`."""
+        return self.soft_losses(outputs, answers, targets).unsqueeze(-1)
+
     def label_weights(self, targets: Tensor, weights: Tensor | None = None) -> Tensor | None:
         """Return each label's weight in the loss [..., B], 0 where it is missing; None where all are 1.
 
@@ -216,11 +229,27 @@ class Task(ABC, Generic[AnySpec]):
             losses = self.row_losses(outputs, targets.unsqueeze(1))  # [K, M, B]
         else:
             losses = (self.row_parts(outputs, targets.unsqueeze(1)) * part_weights[:, None, None]).sum(-1)
-        if label_weights is None:
-            return losses.mean((1, 2))
-        weight = label_weights.to(losses.dtype)
-        # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
-        return (losses.mean(1) * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+        return _weighted_mean(losses, label_weights)
+
+    def soft_loss(
+        self,
+        outputs: Tensor,
+        answers: Tensor,
+        targets: Tensor,
+        weights: Tensor | None = None,
+        part_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return each member's mean loss against a teacher's answers over all rows and over M: [K].
+
+        outputs [K, M, B, O], answers [K or 1, B, O'], targets [K or 1, B, ...], weights [K or 1, B] of the rows or None
+        for equal ones, part_weights [K, P] or None where all are 1.
+        """
+        if part_weights is None:
+            losses = self.soft_losses(outputs, answers.unsqueeze(1), targets.unsqueeze(1))  # [K, M, B]
+        else:
+            parts = self.soft_parts(outputs, answers.unsqueeze(1), targets.unsqueeze(1))
+            losses = (parts * part_weights[:, None, None]).sum(-1)
+        return _weighted_mean(losses, weights)
 
     def boosted(self, targets: Tensor) -> Boosted | None:
         """Return how boosted trees learn labels [B, ...], with raw scores as the head's outputs; None: they cannot."""
@@ -320,6 +349,15 @@ class Task(ABC, Generic[AnySpec]):
 
 
 TASKS: Registry[Task[Any]] = Registry("task kind", package="mtl_bento.tasks", group="mtl_bento.tasks")
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean [K] of losses [K, M, B] by the rows' weights [K or 1, B], None for equal ones; 0 without any."""
+    if weights is None:
+        return losses.mean((1, 2))
+    weight = weights.to(losses.dtype)
+    # Not `losses[known].mean()`: with no labelled row it would be NaN and poison the other tasks.
+    return (losses.mean(1) * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
 
 def zero_fill(targets: Tensor, known: Tensor) -> Tensor:

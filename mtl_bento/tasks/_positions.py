@@ -48,7 +48,21 @@ class PositionsTask(Task[AnySpec]):
             losses = softplus(logit) - logit * targets.clamp_min(0).to(logit.dtype)
         else:
             losses = outputs.logsumexp(-1) - _chosen(outputs, targets)
-        return _row_means(losses, targets)
+        return _row_means(losses, targets >= 0)
+
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, L, O], answers [K or 1, 1, B, L * O] -> nats [K, M, B].
+
+        The mean of a row's known positions; of a row without any, that of all.
+        """
+        table = answers.unflatten(-1, outputs.shape[-2:])  # [K or 1, 1, B, L, O]
+        if self.n_outputs == 1:
+            logit = outputs.squeeze(-1)
+            losses = softplus(logit) - logit * table.squeeze(-1)
+        else:
+            losses = -(outputs.log_softmax(-1) * table).sum(-1)
+        known = targets >= 0
+        return _row_means(losses, known | ~known.any(-1, keepdim=True))
 
     def activate(self, outputs: Tensor) -> Tensor:
         """outputs [..., L, O] -> probabilities side by side [..., L * O], those of a position together."""
@@ -62,7 +76,7 @@ class PositionsTask(Task[AnySpec]):
             chosen = torch.where(targets == 1, p, 1 - p)
         else:
             chosen = _chosen(table, targets)
-        return torch.where(self.known(targets), _row_means(-chosen.clamp_min(1e-7).log(), targets), torch.nan)
+        return torch.where(self.known(targets), _row_means(-chosen.clamp_min(1e-7).log(), targets >= 0), torch.nan)
 
     def trivial_loss(self, targets: Tensor) -> float:
         """Return the entropy in nats of the classes, each row's known positions counting as one label together."""
@@ -84,7 +98,7 @@ def _chosen(table: Tensor, targets: Tensor) -> Tensor:
     return table.gather(-1, places).squeeze(-1)
 
 
-def _row_means(losses: Tensor, targets: Tensor) -> Tensor:
+def _row_means(losses: Tensor, known: Tensor) -> Tensor:
     """Return the mean [..., B] of losses [..., B, L] over the known positions, 0 where there is none."""
-    known = (targets >= 0).to(losses.dtype)
+    known = known.to(losses.dtype)
     return (losses * known).sum(-1) / known.sum(-1).clamp_min(1)

@@ -61,6 +61,12 @@ class Binary(LevelsTask[BinarySpec]):
         logit = outputs.squeeze(-1)
         return torch.nn.functional.softplus(logit) - logit * targets.clamp_min(0).to(logit.dtype)
 
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 1], answers [K or 1, 1, B, 1] -> cross-entropy in nats [K, M, B]."""
+        del targets
+        logit = outputs.squeeze(-1)
+        return torch.nn.functional.softplus(logit) - logit * answers.squeeze(-1)
+
     def boosted(self, targets: Tensor) -> Boosted:
         """Return the logistic loss; the raw score is the logit."""
         parameters = {"objective": "binary", "metric": "binary_logloss"}

@@ -116,6 +116,20 @@ class Box(Task[BoxSpec]):
         boxes = torch.where(known[..., 1], boxes, 0.0)
         return torch.stack([softplus(logit) - logit * truth[..., 0], boxes], -1)
 
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 5], answers [K or 1, 1, B, 5] -> cross-entropy plus box losses [K, M, B]."""
+        return self.soft_parts(outputs, answers, targets).sum(-1)
+
+    def soft_parts(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 5], answers [K or 1, 1, B, 5] -> cross-entropy and box losses [K, M, B, 2].
+
+        A box counts as far as the teacher believes in an object.
+        """
+        del targets
+        logit, there = outputs[..., 0], answers[..., 0]
+        boxes = _box_losses(outputs[..., 1:].sigmoid(), answers[..., 1:])
+        return torch.stack([softplus(logit) - logit * there, there * boxes], -1)
+
     def activate(self, outputs: Tensor) -> Tensor:
         """Return the object's probability and the box, [..., 5]."""
         return outputs.sigmoid()

@@ -35,6 +35,11 @@ class Multiclass(LevelsTask[MulticlassSpec]):
         places = targets.clamp_min(0).expand(outputs.shape[:-1]).unsqueeze(-1)
         return outputs.logsumexp(-1) - outputs.gather(-1, places).squeeze(-1)
 
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, C], answers [K or 1, 1, B, C] -> cross-entropy in nats [K, M, B]."""
+        del targets
+        return -(outputs.log_softmax(-1) * answers).sum(-1)
+
     def boosted(self, targets: Tensor) -> Boosted:
         """Return cross-entropy; the raw scores are the logits."""
         parameters = {"objective": "multiclass", "metric": "multi_logloss", "num_class": self.n_outputs}

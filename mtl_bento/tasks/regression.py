@@ -77,6 +77,11 @@ class Regression(Task[RegressionSpec]):
         """outputs [K, M, B, 1], targets [K or 1, 1, B] -> squared errors [K, M, B]."""
         return (outputs.squeeze(-1) - zero_fill(targets, self.known(targets)).to(outputs.dtype)).square()
 
+    def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+        """outputs [K, M, B, 1], answers [K or 1, 1, B, 1] -> squared differences [K, M, B]."""
+        del targets
+        return (outputs - answers).squeeze(-1).square()
+
     def boosted(self, targets: Tensor) -> Boosted:
         """Return squared error on standardised labels; the raw score is the standardised number."""
         return Boosted({"objective": "regression", "metric": "l2"}, targets.cpu().numpy().astype(np.float64), _mean)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from torch import Tensor
-
+from mtl_bento.dataset import Dataset
 from mtl_bento.training import Stack
+
+Change = Callable[[Dataset], Dataset]
+"""What makes another dataset of the same rows; it is sent to workers in place of the whole."""
 
 
 class Executor(ABC):
@@ -30,8 +32,8 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def set_margins(self, margins: Tensor) -> None:
-        """Give the dataset the margins of trees [N, sum of O], for offset networks; only while nothing trains."""
+    def change(self, change: Change) -> None:
+        """Change the dataset from here on (`partial(Dataset.with_margins, margins=...)`); only while nothing trains."""
 
     @abstractmethod
     def stop(self) -> None:

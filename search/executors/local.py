@@ -23,14 +23,13 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.errors import RunError
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.training import Stack, Stop, advance
 from mtl_bento.trunks._base import TRUNKS
-from mtl_bento_search.executors._base import Executor
+from mtl_bento_search.executors._base import Change, Executor
 
 WORKER = "mtl_bento_search.executors.worker"
 STOP_SIGNAL = signal.SIGUSR1
@@ -94,9 +93,9 @@ class InProcess(Executor):
         self._stop.deadline = deadline
         return [advance_if_it_fits(s, self.dataset, goal, reference=reference, stop=self._stop) for s in stacks]
 
-    def set_margins(self, margins: Tensor) -> None:
-        """Give the dataset the margins of trees [N, sum of O]."""
-        self.dataset = self.dataset.with_margins(margins)
+    def change(self, change: Change) -> None:
+        """Change the dataset from here on."""
+        self.dataset = change(self.dataset)
 
     def stop(self) -> None:
         """End training early, now and from now on."""
@@ -151,10 +150,10 @@ class Processes(Executor):
             done[place] = answer
         return [done[place] for place in range(len(stacks))]
 
-    def set_margins(self, margins: Tensor) -> None:
-        """Give every worker's dataset the margins of trees [N, sum of O]: they alone travel, before the next job."""
-        self.dataset = self.dataset.with_margins(margins)
-        packed = packed_bytes(self.dataset.margins)
+    def change(self, change: Change) -> None:
+        """Change every worker's dataset from here on: the change alone travels, before the next job."""
+        self.dataset = change(self.dataset)
+        packed = packed_bytes(change)
         for worker in self._workers:
             worker.send_first(packed)
 

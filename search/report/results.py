@@ -27,6 +27,7 @@ from mtl_bento_search.report.words import (
     where,
     who_serves,
 )
+from mtl_bento_search.said import after_the_test
 from mtl_bento_search.verdict import ARMS, INCONCLUSIVE, OPPONENTS, RULE, SAME, WORSE
 
 MOST_OPEN = 8
@@ -36,7 +37,8 @@ MOST_OPEN = 8
 def result(facts: Facts) -> Html:
     """Return the section that answers: did sharing help?"""
     if not facts.tested:
-        return join(_no_test(), el("p", _on_validation(facts), class_="lead"), validation(facts))
+        later = [el("p", line) for line in after_the_test(facts.result)]
+        return join(_no_test(), el("p", _on_validation(facts), class_="lead"), validation(facts), *later)
     tested, alone = facts.tested, len(facts.tested) == 1
     heads = [
         el(
@@ -52,6 +54,7 @@ def result(facts: Facts) -> Html:
         *heads,
         said if len(tested) <= MOST_SENTENCES else _groups(facts),
         comparison(facts),
+        *(el("p", line) for line in after_the_test(facts.result)),
     )
 
 

@@ -279,6 +279,7 @@ _THE = {
     "single_task": ("its single-task network", "is"),
     "ensemble": ("its single-task ensemble", "is"),
     "trees": ("tuned trees", "are"),
+    "student": ("its student", "is"),
 }
 """An opponent of one task, and its verb."""
 

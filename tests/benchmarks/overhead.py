@@ -12,13 +12,12 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from torch import Tensor
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Network
 from mtl_bento.training import EVALUATIONS, Member, MemberState, Stack
 from mtl_bento_search import study as driving
-from mtl_bento_search.executors._base import Executor
+from mtl_bento_search.executors._base import Change, Executor
 from mtl_bento_search.rounds import Round
 from mtl_bento_search.storage import open_storage
 from mtl_bento_search.study import Driver
@@ -76,16 +75,16 @@ class Pretended(Executor):
         dataset, members = self.dataset, stack.members
         network = Network([m.spec.network for m in members], dataset.inputs, dataset.tasks, [m.seed for m in members])
         names = ("data", "first", "second", "best")
-        return [MemberState({n: network.member_state(k) for n in names}, 0.0, []) for k in range(len(members))]
+        return [MemberState({n: network.member_state(k) for n in names}, 0.0, [], 0) for k in range(len(members))]
 
     def _losses(self, member: Member, share: float) -> list[float]:
         """Return a loss [T] between 0.3 and 1 by how much of the budget is used."""
         lowest = np.random.default_rng(member.seed).uniform(0.3, 0.6, len(self.dataset.tasks))
         return [float(low + (1 - low) * math.exp(-5 * share)) for low in lowest]
 
-    def set_margins(self, margins: Tensor) -> None:
-        """Nothing reads them."""
-        del margins
+    def change(self, change: Change) -> None:
+        """Nobody reads the rows."""
+        del change
 
     def stop(self) -> None:
         """Nothing trains."""

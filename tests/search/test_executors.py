@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_margins_of_trees_reach_the_workers(
         with executor:
             if already_training:  # else the dataset itself is yet to be sent, and margins with it
                 executor.advance([stack(small_network, steps=1)] * 2, 1, reference=None, deadline=math.inf)
-            executor.set_margins(margins)
+            executor.change(partial(Dataset.with_margins, margins=margins))
             done = executor.advance([stack(on_trees, steps=8)] * 2, 8, reference=None, deadline=math.inf)
         assert [found.losses for found in done if found is not None] == [expected.losses] * 2
 

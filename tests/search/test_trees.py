@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -379,3 +380,26 @@ def test_nothing_imports_lightgbm_before_it_is_used() -> None:
 
     code = "import sys, mtl_bento_search.trees; sys.exit('lightgbm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_trees_grow_again_on_other_rows_and_on_their_own_to_the_same_forest() -> None:
+    made = problem(frame(), split={"folds": 2})
+    (train, _), _ = made.protocol.splits
+    held = tuned(made)[2]
+    assert held is not None
+    again = trees_module.again(made, held, train, features=features(made), seed=0)
+    assert (again.task, again.params, len(again.forests)) == (held.task, held.params, 2)
+    assert all(torch.equal(again.forests[0].tensors[name], own) for name, own in held.forests[0].tensors.items())
+    np.testing.assert_array_equal(again.margins, held.margins)
+    every = trees_module.again(made, held, np.arange(240), features=features(made), seed=0)
+    assert not torch.equal(every.forests[0].margins(features(made)), again.forests[0].margins(features(made)))
+
+
+def test_forests_of_the_same_rows_differ_by_seed_where_anything_is_drawn() -> None:
+    made = problem(frame(), {"number": {}}, split={"folds": 2})
+    (held,) = tuned(made, n_trials=1)
+    assert held is not None
+    drawn = replace(held, params={**held.params, "bagging_fraction": 0.5, "feature_fraction": 0.5})
+    x = features(made)
+    one, other = trees_module.again(made, drawn, np.arange(240), features=x, seed=0).forests
+    assert not torch.equal(one.margins(x), other.margins(x))

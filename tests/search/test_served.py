@@ -1,4 +1,4 @@
-"""The end of a run: which packages a model needs."""
+"""What a run leaves to be served: which packages a model needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtl_bento.model import Model
 from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.trunks._base import TRUNKS
-from mtl_bento_search.finish import requirements
+from mtl_bento_search.served import requirements
 
 
 def test_packages_of_foreign_tasks_and_trunks_are_pinned_and_ours_are_not(
