@@ -21,6 +21,8 @@ GAIN = 0.002
 """The share of the loss that one more pick must save."""
 DRAWN = 0.25
 """How far shares are drawn towards those of the kinds."""
+FAR = 1.5
+"""Times the loss of the best candidate from which on a kind has nothing to bring, however differently it errs."""
 ALONE = ("single", "trees")
 """Kinds that serve a task alone where they are clearly better: they learned nothing from other tasks."""
 
@@ -50,9 +52,9 @@ def pick(
         weights: of the rows [V]; None is 1 each.
         most: picks, and candidates with a share, at most.
         gain: the share of the loss that a pick must save, the first excepted.
-        drawn: from 0 to 1, how far shares are drawn towards equal ones of the best candidate of each kind. They are
-            left as they were picked where that is clearly better, where there is one kind, and where more than `most`
-            would have a share.
+        drawn: from 0 to 1, how far shares are drawn towards equal ones of the best candidate of each kind that is not
+            `FAR` off. They are left as they were picked where that is clearly better, where there is one such kind, and
+            where more than `most` would have a share.
 
     Raises:
         ValueError: no candidate has finite answers.
@@ -75,8 +77,9 @@ def pick(
 
     chosen = _equal(len(answers), _greedy(held, means, lambda a: rows.mean(loss(a)), most=most, gain=gain))
     blended = mixed(chosen)
-    towards = (1 - drawn) * chosen + drawn * _equal(len(answers), firsts)
-    if len(firsts) > 1 and np.count_nonzero(towards) <= most and not clearly_better(blended, mixed(towards), weights):
+    near = [k for k in firsts if means[k] <= FAR * min(means.values())]
+    towards = (1 - drawn) * chosen + drawn * _equal(len(answers), near)
+    if len(near) > 1 and np.count_nonzero(towards) <= most and not clearly_better(blended, mixed(towards), weights):
         chosen, blended = towards, mixed(towards)
     for k in sorted((k for k in firsts if kinds[k] in ALONE), key=means.__getitem__):
         if clearly_better(losses[k], blended, weights):

@@ -43,11 +43,15 @@ class SplitSpec(Spec):
     """Share of all rows for the test."""
     folds: Annotated[int, Field(ge=0, le=20)] | None = None
     """Folds of cross-validation; 0 is a holdout; None is 5 below 5,000 rows and a holdout from there."""
+    runs: bool | None = None
+    """Whether validation rows are runs of consecutive rows, not dealt at random; None looks what the test is like."""
 
     @model_validator(mode="after")
     def _column_is_used(self) -> Self:
         if self.column is not None and self.kind == "random":
             raise ValueError("a column needs a kind: column, fold, time or group")
+        if self.runs and self.kind not in ("random", "column"):
+            raise ValueError(f"runs are of rows that are dealt; kind {self.kind} deals none: leave `runs` out")
         return self
 
 

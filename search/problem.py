@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mtl_bento_search.config import Config, DataSpec, target_options
 from mtl_bento_search.inference import LeftOut, infer
 from mtl_bento_search.leaks import suspicions
 from mtl_bento_search.metrics import METRICS
+from mtl_bento_search.nearness import as_near_as_test, points, runs
 from mtl_bento_search.protocol import Protocol, looks_like_split, make_protocol
 
 FEW_LABELS = 10
@@ -110,8 +111,9 @@ def make_problem(
     schema = suited(inference.schema, tasks, table, rows=learned, chosen=config.inputs)
     placed = _placed(tasks, schema, table, np.arange(table.num_rows))
     labels = [task.encode(table[task.name]) for task in placed]
-    _check_splits(tasks, labels, protocol, weights)
     blocks = schema.encode(table)
+    protocol = _near(config, protocol, blocks, tasks, labels, weights)
+    _check_splits(tasks, labels, protocol, weights)
     inputs = Inputs.fit(schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
     dataset = Dataset.build(
         tasks, inputs, blocks, labels, protocol.splits, weights=weights, device=device, progress=progress, cache=cache
@@ -291,6 +293,28 @@ def _coarse(values: pa.ChunkedArray, name: str) -> np.ndarray:
     except pa.ArrowNotImplementedError:  # nested labels have no classes to stratify by
         return np.zeros(len(cells), dtype=np.int64)
     return np.asarray(codes.to_numpy(zero_copy_only=False))
+
+
+def _near(
+    config: Config,
+    protocol: Protocol,
+    blocks: Mapping[str, np.ndarray],
+    tasks: Sequence[Task[Any]],
+    labels: Sequence[np.ndarray],
+    weights: np.ndarray | None,
+) -> Protocol:
+    """Return the protocol in runs of rows where that is asked for, or where it is more like the test."""
+    if config.split.runs is False:
+        return protocol
+    if config.split.runs:
+        return replace(protocol, splits=runs(protocol)) if protocol.dealt else protocol
+    where = points({block: values for block, values in blocks.items() if not has_positions(block)})
+    nearer = as_near_as_test(protocol, where, seed=config.search.seed)
+    try:
+        _check_splits(tasks, labels, nearer, weights)
+    except SchemaError:  # a label that lies in one run only
+        return protocol
+    return nearer
 
 
 def _check_splits(

@@ -21,6 +21,8 @@ FOLDS_BELOW = 5_000
 """With fewer rows to develop on, a holdout chooses badly: five folds instead."""
 HOLDOUT_ROWS = 1_000
 """A holdout has at least so many rows, or a third of few."""
+Split = tuple[np.ndarray, np.ndarray]
+"""Rows that train, rows that validate."""
 ROLES = {"train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 
 
@@ -28,10 +30,12 @@ ROLES = {"train": "train", "training": "train", "val": "valid", "valid": "valid"
 class Protocol:
     """Row indices of a run: pairs (train, valid), one or several folds, and the locked test rows."""
 
-    splits: tuple[tuple[np.ndarray, np.ndarray], ...]
+    splits: tuple[Split, ...]
     test: np.ndarray
     notes: tuple[str, ...] = ()
     kind: str = field(default="random")
+    dealt: bool = False
+    """Whether the rows that are not test were dealt at random."""
 
     def __post_init__(self) -> None:
         # Arrow's sort gives unsigned places, which torch does not index by.
@@ -133,14 +137,18 @@ def _develop(
         fold = deal(develop, labels, n_folds, rng)
         notes.append(f"{n_folds} folds over {len(develop):,} rows, {len(test):,} rows locked for the test")
         return Protocol(
-            tuple((develop[fold != f], develop[fold == f]) for f in range(n_folds)), test, tuple(notes), kind
+            tuple((develop[fold != f], develop[fold == f]) for f in range(n_folds)),
+            test,
+            tuple(notes),
+            kind,
+            dealt=True,
         )
     # At least 1,000 rows, but never more than a third where there are few.
     share = max(spec.valid, min(HOLDOUT_ROWS / len(develop), 1 / 3))
     parts = max(2, round(1 / share))
     fold = deal(develop, labels, parts, rng)
     notes.append(f"{(fold != 0).sum():,} rows train, {(fold == 0).sum():,} validate, {len(test):,} locked for the test")
-    return Protocol(((develop[fold != 0], develop[fold == 0]),), test, tuple(notes), kind)
+    return Protocol(((develop[fold != 0], develop[fold == 0]),), test, tuple(notes), kind, dealt=True)
 
 
 def _folds(spec: SplitSpec, n_develop: int, n_valid: int = 0) -> int:

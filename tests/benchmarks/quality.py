@@ -106,6 +106,43 @@ def gains(result: dict[str, Any]) -> dict[str, list[float]]:
     return found
 
 
+COMPARED = (
+    ("ours", "single_task_default"),
+    ("ours", "trees"),
+    ("networks", "single_task_default"),
+    ("networks", "ensemble"),
+)
+"""Pairs of arms whose mean difference is printed with its interval."""
+DRAWS = 2_000
+
+
+def over(results: dict[str, list[dict[str, Any]]], arm: str, than: str) -> tuple[float, float, float]:
+    """Return the mean over sets of 1 - L / L(than), and its 95 % interval, from draws of the sets."""
+    means = []
+    for runs in results.values():
+        each = [
+            (held.get(arm, held["ours"] if arm == "networks" else None), held.get(than))
+            for held in (record["losses"] for r in runs for record in r["tasks"])
+        ]
+        known = [1 - loss / other for loss, other in each if loss is not None and other is not None]
+        if known:
+            means.append(float(np.mean(known)))
+    drawn = np.random.default_rng(0).choice(means, (DRAWS, len(means))).mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(np.mean(means)), float(low), float(high)
+
+
+def summary(results: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Yield what the aims are about: mean differences of arms, and tasks on which ours is significantly worse."""
+    for arm, than in COMPARED:
+        mean, low, high = over(results, arm, than)
+        yield f"{ARMS[arm]} over {ARMS[than]}: {100 * mean:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f} over sets)"
+    n = sum(len(r["tasks"]) for runs in results.values() for r in runs)
+    for opponent in ("single_task", "trees"):
+        held = [sum(count(r, opponent) for runs in results.values() for r in runs) for count in (worse, better)]
+        yield f"significantly worse than {ARMS[opponent]} on {held[0]}, better on {held[1]} of {n} tasks"
+
+
 def worse(result: dict[str, Any], opponent: str) -> int:
     """Return on how many tasks ours is significantly worse than an opponent, after Holm."""
     return sum(r["against"].get(opponent, {}).get("verdict") == "worse" for r in result["tasks"])
@@ -169,7 +206,7 @@ def main() -> None:
             place = given.out / f"{name}-{given.unlabelled:g}-{seed}"
             results.setdefault(name, []).append(searched(rows, targets, place, seconds=seconds, seed=seed))
         print("\n".join(table_of({name: results[name]})), flush=True)
-    print("\n".join(table_of(results)))
+    print("\n".join([*table_of(results), "", *summary(results)]))
 
 
 def print_planted(out: Path, seconds: float) -> None:
