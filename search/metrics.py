@@ -46,7 +46,7 @@ class Metric:
     of_labels: bool = False
     """Whether the label answered alone counts, which a threshold may set apart from the likeliest."""
     of_pairs: bool = False
-    """Whether rows of one of two classes are set against those of the other: as few as the rarer has can be relied on."""
+    """Whether rows of one of two classes are set against those of the other, and the rarer one counts."""
 
 
 def _label(scored: np.ndarray) -> np.ndarray:
