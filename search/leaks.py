@@ -60,7 +60,7 @@ class Cells:
         """Numbers [B], NaN where missing."""
         if not (pa.types.is_integer(self.cells.type) or pa.types.is_floating(self.cells.type)):
             return None
-        return np.asarray(self.cells.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        return np.asarray(self.cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
 
     @cached_property
     def codes(self) -> np.ndarray | None:

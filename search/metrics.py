@@ -45,6 +45,8 @@ class Metric:
     higher_is_better: bool = True
     of_labels: bool = False
     """Whether the label answered alone counts, which a threshold may set apart from the likeliest."""
+    of_pairs: bool = False
+    """Whether rows of one of two classes are set against those of the other, and the rarer one counts."""
 
 
 def _label(scored: np.ndarray) -> np.ndarray:
@@ -271,7 +273,9 @@ def _resampled(resample: Resampler) -> Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "roc_auc": Metric(_needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), _resample_auc),
+    "roc_auc": Metric(
+        _needs_both(lambda y, p, w: float(sk.roc_auc_score(y, p[:, 1], sample_weight=w))), _resample_auc, of_pairs=True
+    ),
     "average_precision": _resampled(_resample_precision),
     "accuracy": Metric(
         lambda y, p, w: float(sk.accuracy_score(y, _label(p), sample_weight=w)),
@@ -352,7 +356,8 @@ class Difference:
     error: float
     """Its standard error, by a paired bootstrap."""
     n: int
-    """Rows that count: labelled, and of a weight above 0."""
+    """Rows that count: labelled, of a weight above 0, and of two classes that are set against each other those of the
+    rarer one, which bounds the degrees of freedom as Welch's test has them."""
 
     @property
     def interval(self) -> Interval:
@@ -425,19 +430,25 @@ def compared(
     held = np.flatnonzero(known_rows(truth))
     truth, every = truth[held], [each[held] for each in (scored, *others)]
     weights = np.ones(len(held)) if weights is None else weights[held].astype(np.float64)
-    n = int((weights > 0).sum())
-    metric = METRICS[name]
-    if n < 2:
-        values = [metric.score(truth, each, weights) if n else math.nan for each in every]
+    metric, counting = METRICS[name], weights > 0
+    n = n_rows = int(counting.sum())
+    if metric.of_pairs:
+        n = int(np.bincount(truth[counting], minlength=2).min())
+    if n_rows < 2:
+        values = [metric.score(truth, each, weights) if n_rows else math.nan for each in every]
         drawn = np.full((len(every), 1), math.nan)
     else:
         values = [metric.score(truth, each, weights) for each in every]
         drawn = _drawn([metric.resample(truth, each) for each in every], weights, seed)
     sign = 1.0 if metric.higher_is_better else -1.0
     differences = []
-    for value, column in zip(values[1:], drawn[1:], strict=True):
+    for value, column, other in zip(values[1:], drawn[1:], every[1:], strict=True):
         gap = sign * (values[0] - value)
-        differences.append(Difference(gap, _error(drawn[0] - column, gap), n))
+        error = _error(drawn[0] - column, gap)
+        if error == gap == 0 and not np.array_equal(every[0], other):
+            # Not one of n rows tells them apart; one might have, which is an error of 1 / n in metrics from 0 to 1.
+            error = 1 / n_rows
+        differences.append(Difference(gap, error, n))
     return _spread(drawn[0], values[0]), differences
 
 

@@ -39,6 +39,12 @@ def test_a_number_on_a_line_with_the_target_tells_it() -> None:
     assert told(cells(3 * y + np.random.default_rng(1).normal(size=N)), cells(y)) < 0.5
 
 
+def test_whole_numbers_beyond_what_doubles_hold_are_looked_at_like_others() -> None:
+    values = np.arange(N, dtype=np.int64) + 2**62
+    assert told(cells(values), cells(-values.astype(np.float64))) == 0  # 200 of them are one double: no line
+    assert told(cells(values * 2**20 % 2**61), cells(values * 2**20 % 2**61)) == 1
+
+
 def test_words_beside_the_words_of_tags_tell_them() -> None:
     drawn = rng().integers(0, 4, (N, 5))
     tags = [" ".join(("O", "B-city", "I-city", "B-day")[w] for w in row) for row in drawn]

@@ -94,6 +94,41 @@ def test_few_rows_that_all_agree_are_no_proof() -> None:
     assert Difference(1.0, 0.0, 12).p == 2**-11
 
 
+def test_five_positives_are_five_rows_however_many_negatives_there_are() -> None:
+    # Two answers that are as good as each other: of 400 tests of them 1 % may say at 1 % that one is better, give or
+    # take .5 %. By the degrees of freedom of all 200 rows it was 2.7 %.
+    rng = np.random.default_rng(0)
+    truth = (np.arange(200) < 5).astype(int)
+    wrong = 0
+    for _ in range(400):
+        seen = truth + rng.normal(size=200)
+        ours, other = (np.stack([-s, s], 1) for s in (seen + rng.normal(0, 0.5, 200), seen + rng.normal(0, 0.5, 200)))
+        _, (found,) = compared("roc_auc", truth, ours, [other])
+        assert found.n == 5
+        wrong += found.p < 0.01
+    assert wrong / 400 <= 0.015
+
+
+def test_one_positive_shows_nothing() -> None:
+    truth = (np.arange(50) < 1).astype(int)
+    ours, other = (np.stack([1 - p, p], 1) for p in (np.linspace(1, 0, 50), np.linspace(0, 1, 50)))
+    _, (found,) = compared("roc_auc", truth, ours, [other])
+    assert (found.difference, math.isnan(found.p)) == (1.0, True)
+
+
+def test_answers_that_differ_on_no_label_of_few_rows_are_no_tie() -> None:
+    truth = np.arange(12) % 2
+    ours, other = right_on(truth, np.arange(12) > 2), right_on(truth, np.arange(12) > 2) * 0.8 + 0.1
+    (record,) = told([truth], [binary("accuracy")], ours=[ours], single_task=[other])
+    held = record["against"]["single_task"]
+    # One row might have differed: 1 / 12, by Student's t of 11 degrees of freedom.
+    assert (held["verdict"], held["difference"]) == ("inconclusive", 0.0)
+    assert (held["lower"], held["upper"]) == pytest.approx((-2.201 / 12, 2.201 / 12), abs=1e-4)
+    # The answers themselves, by whoever: nothing can differ.
+    (record,) = told([truth], [binary("accuracy")], ours=[ours], single_task=[ours])
+    assert record["against"]["single_task"]["verdict"] == "tie"
+
+
 def test_draws_that_are_too_many_to_hold_are_fewer_and_give_the_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     truth = rng.integers(0, 2, 5000)
