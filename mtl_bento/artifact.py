@@ -62,9 +62,10 @@ def _replace(folder: Path, fresh: Path) -> None:
 
 def heal(folder: Path) -> None:
     """Bring back a folder whose writer was killed between the two renames of its replacement."""
-    if not folder.exists():
-        with contextlib.suppress(OSError):  # there is none, or nobody may write here
-            _aside(folder).rename(folder)
+    aside = _aside(folder)
+    if not folder.exists() and aside.exists():
+        with contextlib.suppress(OSError):  # nobody may write here
+            aside.rename(folder)
 
 
 def remove_folder(folder: Path) -> None:
