@@ -194,6 +194,11 @@ class Cohort:
         self.network.add_module("weighting", self.weighting)
         self.network.to(device=dataset.device, dtype=dataset.dtype)
         self.unfolded = dataset.unfolded(self.network)
+        self.learned = _learned_rows(self.members, dataset)
+        ends = None if self.network.main is None else dataset.ends[self.network.main]
+        self.ends = None if ends is None else [ends[rows.cpu()] for rows in self.learned]
+        """How many positions each training row of each member has, on the host; None where all have as many."""
+        self._looked = self._validation_rows(dataset)
         self.flat = Flat.of(self.network)
         self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
         self.counter = torch.full((), float(self.step), device=dataset.device)
@@ -276,55 +281,75 @@ class Cohort:
         while self.step < goal:
             if stop():
                 return False
-            plan = self._plan(dataset, min(goal - self.step, PLANNED_STEPS))
-            for index in plan:
-                self._step(dataset, index)
+            for index, length in self._plan(dataset, min(goal - self.step, PLANNED_STEPS)):
+                self._step(dataset, index, length)
                 self.step += 1
         return True
 
-    def _plan(self, dataset: Dataset, steps: int) -> Tensor:
-        """Return the rows of the next steps, [S, K, B]: epochs by permutation, a function of seed and step alone."""
+    def _plan(self, dataset: Dataset, steps: int) -> list[tuple[Tensor, int | None]]:
+        """Return the rows of the next steps, [K, B], and how many positions the longest of each step has.
+
+        A member's epochs are permutations of its rows, a function of seed and step alone.
+        """
         drawn = [
-            planned_rows(len(dataset.splits[m.split].train), self.training.batch_size, m.seed, self.step, steps)
-            for m in self.members
+            planned_rows(len(rows), self.training.batch_size, m.seed, self.step, steps)
+            for m, rows in zip(self.members, self.learned, strict=True)
         ]
         places = torch.from_numpy(np.stack(drawn, 1))
+        longest = [None] * steps if self.ends is None else _longest(self.ends, places)
         if dataset.device.type == "cuda":
             places = places.pin_memory()  # so that the copy need not wait for what the device is doing
         places = places.to(dataset.device, non_blocking=True)
-        rows = [dataset.splits[m.split].train[places[:, k]] for k, m in enumerate(self.members)]
-        return torch.stack(rows, 1)
+        plan = torch.stack([rows[places[:, k]] for k, rows in enumerate(self.learned)], 1)  # [S, K, B]
+        return list(zip(plan, longest, strict=True))
 
-    def _outputs(self, dataset: Dataset, index: Tensor) -> list[Tensor]:
-        """Return outputs [K, M, B, O] of each task for rows [K or 1, B]."""
+    def _outputs(self, dataset: Dataset, index: Tensor, length: int | None) -> list[Tensor]:
+        """Return outputs [K, M, B, O] of each task for rows [K or 1, B], cut to `length` positions."""
         margins = dataset.margins_of(index, self.network)
+        cuts = [length if block == self.network.main else None for block in range(len(dataset.blocks))]
         if self.unfolded is None:
-            return self.network.outputs(self.network.unfold(dataset.inputs_of(index)), margins)
-        unfolded = [tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded]
+            taken = [dataset.take(block, index, cut) for block, cut in zip(dataset.blocks, cuts, strict=True)]
+            return self.network.outputs(self.network.unfold(taken), margins)
+        unfolded = [
+            tuple(dataset.take(part, index, cut) for part in parts)
+            for parts, cut in zip(self.unfolded, cuts, strict=True)
+        ]
         return self.network.outputs(unfolded, margins)
 
-    def _step(self, dataset: Dataset, index: Tensor) -> None:
-        outputs = self._outputs(dataset, index)
+    def _labels(self, dataset: Dataset, index: Tensor, length: int | None) -> list[Tensor]:
+        """Return labels [K, B, ...] of each task, those by position cut alike."""
+        each = zip(dataset.tasks, dataset.targets, strict=True)
+        return [dataset.take(held, index, length if task.positional else None) for task, held in each]
+
+    def _step(self, dataset: Dataset, index: Tensor, length: int | None) -> None:
+        outputs = self._outputs(dataset, index, length)
         losses = []
-        each = zip(dataset.tasks, outputs, dataset.targets, dataset.label_weights, self.part_weights, strict=True)
-        for task, out, labels, weights, parts in each:
-            own = None if weights is None else dataset.take(weights, index)
-            losses.append(task.mean_loss(out, dataset.take(labels, index), own, parts))
+        labels = self._labels(dataset, index, length)
+        each = zip(dataset.tasks, outputs, labels, dataset.label_weights, self.part_weights, strict=True)
+        for task, out, own, weights, parts in each:
+            weight = None if weights is None else dataset.take(weights, index)
+            losses.append(task.mean_loss(out, own, weight, parts))
         if self.training.label_weight < 1:
             share = label_share(self.step, self.training)
-            taught = self._taught(dataset, index, outputs)
+            taught = self._taught(dataset, index, length, outputs, labels)
             losses = [share * label + (1 - share) * soft for label, soft in zip(losses, taught, strict=True)]
         objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
         torch._foreach_copy_(self.flat.gradients, gradients)
         self._descend()
 
-    def _taught(self, dataset: Dataset, index: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+    def _taught(
+        self, dataset: Dataset, index: Tensor, length: int | None, outputs: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Return each task's loss [K] against the teacher's answers on rows [K or 1, B], labelled or not."""
         assert dataset.taught is not None
-        labels, weights = dataset.labels_of(index)
-        each = zip(dataset.tasks, outputs, dataset.taught, labels, self.part_weights, strict=True)
-        return [task.soft_loss(out, dataset.take(said, index), y, weights, parts) for task, out, said, y, parts in each]
+        weights = None if dataset.weights is None else dataset.take(dataset.weights, index)
+        taught = [
+            dataset.take(said, index, length if task.positional else None)
+            for task, said in zip(dataset.tasks, dataset.taught, strict=True)
+        ]
+        each = zip(dataset.tasks, outputs, taught, labels, self.part_weights, strict=True)
+        return [task.soft_loss(out, said, y, weights, parts) for task, out, said, y, parts in each]
 
     @torch.no_grad()
     def _descend(self) -> None:
@@ -377,11 +402,10 @@ class Cohort:
         total: Tensor | float = 0.0
         count: Tensor | float = 0.0
         self.network.eval()
-        rows, real = self._validation_rows(dataset)
-        at_once = self.network.rows_at_once(VALID_CHUNK)
-        for index, held in zip(rows.split(at_once, 1), real.split(at_once, 1), strict=True):
-            targets, weights = dataset.labels_of(index)
-            answers = self.network.averaged(self._outputs(dataset, index))
+        for index, held, length in self._looked:
+            targets = self._labels(dataset, index, length)
+            weights = None if dataset.weights is None else dataset.take(dataset.weights, index)
+            answers = self.network.averaged(self._outputs(dataset, index, length))
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))
             losses = torch.stack([task.answer_losses(a, y) for task, a, y in pairs])  # [T, K, V]
             known = torch.stack([(task.known(y) & held).expand(losses.shape[1:]) for task, _, y in pairs])
@@ -394,13 +418,22 @@ class Cohort:
         losses = torch.where(count > 0, (total / count).nan_to_num(nan=math.inf, posinf=math.inf), torch.nan)
         return losses.T / dataset.trivial
 
-    def _validation_rows(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
-        """Return the rows that each member is judged on, [K or 1, V], and which of them are no filling."""
+    def _validation_rows(self, dataset: Dataset) -> list[tuple[Tensor, Tensor, int | None]]:
+        """Return the rows that each member is judged on, some at a time.
+
+        Of each part: the rows [K or 1, V], which of them are no filling, and how many positions the longest has.
+        """
         splits = [m.split for m in self.members]
         rows = [looked_at(dataset.splits[split].valid) for split in (splits if len(set(splits)) > 1 else splits[:1])]
+        ends = None if self.network.main is None else dataset.ends[self.network.main]
+        if ends is not None:  # texts of like length together
+            rows = [held[ends[held.cpu()].argsort(stable=True).to(held.device)] for held in rows]
         index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         sizes = torch.tensor([len(held) for held in rows], device=index.device)
-        return index, torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
+        real = torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
+        at_once = self.network.rows_at_once(VALID_CHUNK)
+        parts = zip(index.split(at_once, 1), real.split(at_once, 1), strict=True)
+        return [(part, held, None if ends is None else max(1, int(ends[part.cpu()].max()))) for part, held in parts]
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -430,6 +463,29 @@ def restack(stacks: Sequence[Stack], kept: Sequence[Sequence[int]], *, seed: int
     pairs.sort(key=lambda pair: -pair[0].spec.network.trunk.shared_depth)
     members, states = zip(*pairs, strict=True)
     return Stack(members, seed, stacks[0].step, states)
+
+
+def _learned_rows(members: Sequence[Member], dataset: Dataset) -> list[Tensor]:
+    """Return the training rows of each member: those without a label of any task that it descends teach it nothing.
+
+    A student is taught by every row.
+    """
+    if members[0].spec.training.label_weight < 1:
+        return [dataset.splits[m.split].train for m in members]
+    names = [task.name for task in dataset.tasks]
+    found: dict[Any, Tensor] = {}
+    asked = [(m.split, tuple(m.spec.training.weighting.weight(name) > 0 for name in names)) for m in members]
+    for key in asked:
+        if key not in found:
+            found[key] = dataset.learned(*key)
+    return [found[key] for key in asked]
+
+
+def _longest(ends: Sequence[Tensor], places: Tensor) -> list[int | None]:
+    """Return how many positions the longest row of each step has: ends [n] of each member's rows, places [S, K, B]."""
+    each = [held[places[:, k]] for k, held in enumerate(ends)]
+    longest: list[int | None] = torch.stack(each, 1).amax((1, 2)).clamp_min(1).tolist()
+    return longest
 
 
 def looked_at(rows: Tensor) -> Tensor:
