@@ -62,14 +62,14 @@ class Captured:
         try:
             with torch.cuda.graph(graph):
                 self.function(*self.given)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            cause = error.__context__ or error  # the end of a capture that failed fails too
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
             self.fails = True
             renewed = Generator(self.generator.device)
             renewed.set_state(state)
             self.renew(renewed)
-            cause = error.__context__ or error
             warnings.warn(f"Steps are launched one kernel at a time: {cause}".split("\n")[0], stacklevel=2)
         else:
             self.graph = graph

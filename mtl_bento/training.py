@@ -201,6 +201,7 @@ class Cohort:
         self.network.to(device=dataset.device, dtype=dataset.dtype)
         self.unfolded = dataset.unfolded(self.network)
         self.learned = _learned_rows(self.members, dataset)
+        self._pool, self._starts = _pooled(self.learned)
         ends = self._line_ends(dataset)
         self.ends = None if ends is None else [ends[rows.cpu()] for rows in self.learned]
         """How many positions each training row of each member has, on the host; None where all have as many."""
@@ -321,7 +322,7 @@ class Cohort:
         paces = dataset.trivial.new_tensor([schedule(step, self.training.steps) for step in ahead], device="cpu")
         shares = dataset.trivial.new_tensor([label_share(step, self.training) for step in ahead], device="cpu")
         places, paces, shares = (_sent(held, dataset.device) for held in (places, paces, shares))
-        index = torch.stack([rows[places[:, k]] for k, rows in enumerate(self.learned)], 1)  # [S, K, B]
+        index = self._pool[places + self._starts]  # [S, K, B]
         return list(zip(index, paces, shares, longest, strict=True))
 
     def _outputs(self, dataset: Dataset, index: Tensor, length: int | None) -> list[Tensor]:
@@ -498,6 +499,13 @@ def _learned_rows(members: Sequence[Member], dataset: Dataset) -> list[Tensor]:
         if key not in found:
             found[key] = dataset.learned(*key)
     return [found[key] for key in asked]
+
+
+def _pooled(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return all different rows one after another, and where those of each member begin [K, 1]."""
+    distinct = list({id(held): held for held in rows}.values())
+    begins = dict(zip(map(id, distinct), np.cumsum([0, *map(len, distinct)]).tolist(), strict=False))
+    return torch.cat(distinct), torch.tensor([begins[id(held)] for held in rows], device=rows[0].device).view(-1, 1)
 
 
 def _longest(ends: Sequence[Tensor], places: Tensor) -> list[int | None]:

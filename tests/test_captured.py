@@ -63,9 +63,9 @@ def test_running_out_of_memory_in_a_capture_is_told() -> None:
 
     def grow(value: Tensor) -> None:
         calls.append(1)
+        value.add_(1)
         if len(calls) > WARM:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        value.add_(1)
 
     held, value = Captured(grow, generator(), lambda _: None), torch.zeros((), device="cuda")
     for _ in range(WARM):
