@@ -28,6 +28,7 @@ class Lattice:
     """
 
     def __init__(self, length: int, grid: tuple[int, int] | None = None) -> None:
+        self.grid = grid
         self.rows, self.columns = grid or (1, length)
         if self.rows * self.columns != length:
             raise ValueError(f"a grid of {self.rows} x {self.columns} has not {length} positions")
@@ -36,6 +37,10 @@ class Lattice:
         steps = (-1, 0, 1)
         self.offsets = [y * (self.columns + 1) + x for y in (steps if grid else (0,)) for x in steps]
         """How many places away each neighbour is, row by row as a kernel lies; the middle one is the place itself."""
+
+    def cut(self, length: int) -> Lattice:
+        """Return the lattice of rows that have so many positions: a line may be shorter, a grid is always whole."""
+        return self if length == self.rows * self.columns else Lattice(length, self.grid)
 
     def spread(self, x: Tensor) -> Tensor:
         """Return positions as places, the blank ones zero: x [K, B, L, F] -> [K, N, F]."""

@@ -145,9 +145,28 @@ class Dataset:
         each = [task.label_weights(label, self.weights) for task, label in zip(self.tasks, self.targets, strict=True)]
         return tuple(None if weight is None else weight.to(self.dtype) for weight in each)
 
-    def take(self, values: Tensor, index: Tensor) -> Tensor:
-        """Return rows `index` [K, B] of values [N, ...]: [K, B, ...]."""
-        return values.index_select(0, index.reshape(-1)).view(*index.shape, *values.shape[1:])
+    @cached_property
+    def ends(self) -> tuple[Tensor | None, ...]:
+        """Places after the last real position of each row, int64 [N] on the host; None of a block that is no line."""
+        return tuple(
+            _ends(rows) if (encoder := self.inputs.encoder(block)).length and encoder.grid is None else None
+            for block, rows in zip(self.inputs.columns, self.blocks, strict=True)
+        )
+
+    def learned(self, split: int, tasks: Sequence[bool]) -> Tensor:
+        """Return the training rows of a split that have a label of one of those tasks [T]; all where none has one."""
+        rows = self.splits[split].train
+        each = zip(self.tasks, self.targets, tasks, strict=True)
+        known = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        for task, label, asked in each:
+            if asked:
+                known |= task.known(label[rows])
+        return rows[known] if 0 < int(known.sum()) < len(rows) else rows
+
+    def take(self, values: Tensor, index: Tensor, length: int | None = None) -> Tensor:
+        """Return rows `index` [K, B] of values [N, ...]: [K, B, ...]; of values [N, L, ...] the first `length`."""
+        rows = values.index_select(0, index.reshape(-1)).view(*index.shape, *values.shape[1:])
+        return rows if length is None else rows[:, :, :length].contiguous()
 
     def inputs_of(self, index: Tensor) -> list[Tensor]:
         """Return the prepared blocks of rows `index` [K, B]: each [K, B, C'], or [K, B, L, D]."""
@@ -248,6 +267,13 @@ def _digest(block: str, inputs: Inputs) -> Any:
 
 def _splits(splits: Sequence[tuple[np.ndarray, np.ndarray]], device: str | torch.device) -> tuple[Split, ...]:
     return tuple(Split(_index(train, device), _index(valid, device)) for train, valid in splits)
+
+
+def _ends(rows: Tensor) -> Tensor:
+    """Return the place after the last real position of prepared rows [N, L, D], 0 where there is none: [N]."""
+    places = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+    parts = [(~part.isnan().any(-1) * places).amax(1) for part in rows.split(PREPARED_ROWS)]
+    return torch.cat(parts).cpu()
 
 
 def _index(rows: np.ndarray, device: str | torch.device) -> Tensor:

@@ -307,9 +307,9 @@ class Network(nn.Module):
         outputs: dict[int, Tensor] = {}
         for places in _alike(self.heads, states):
             outputs |= dict(zip(places, self._heads_at(tuple(places))(states[places[0]]), strict=True))
-        rows = encoded[0][0].shape[1]
+        shape = () if self.main is None else encoded[self.main][1].shape[1:]  # B, L
         held = [
-            outputs[t].unflatten(2, (rows, self.length)) if task.positional else outputs[t]
+            outputs[t].unflatten(2, shape) if task.positional and outputs[t].ndim == 4 else outputs[t]
             for t, task in enumerate(self.tasks)
         ]
         return self._on(margins, held) if self.offset else held
@@ -325,20 +325,27 @@ class Network(nn.Module):
         ]
 
     def _states(self, encoded: Sequence[tuple[Tensor, ...]]) -> Sequence[Tensor]:
-        """Return each task's state as its head reads it, T of [K, M, B, D]; by position the rows are B * L."""
+        """Return each task's state as its head reads it, T of [K, M, B, D].
+
+        Of a task by position the rows are B * L, or B and L apart where its head reads neighbours.
+        """
         if self.main is None:
             return cast(Sequence[Tensor], self.trunk(_joined([features for (features,) in encoded])))
         features, mask = encoded[self.main]
         others = [parts[0].unsqueeze(2) for b, parts in enumerate(encoded) if b != self.main]
-        beside = [part.expand(-1, -1, self.length, -1) for part in others]
+        beside = [part.expand(-1, -1, features.shape[2], -1) for part in others]
         states = self.trunk(_joined([features, *beside]), mask)
-        read: dict[tuple[int, bool], Tensor] = {}
-        keys = [(id(state), task.positional) for state, task in zip(states, self.tasks, strict=True)]
+        read: dict[tuple[int, bool, bool], Tensor] = {}
+        each = zip(states, self.tasks, self.heads, strict=True)
+        keys = [(id(state), t.positional, t.positional and cast(Head[Any], head).positional) for state, t, head in each]
         for key, state in zip(keys, states, strict=True):
             if key not in read:
-                by_position = key[1]
-                real = mask[:, None, :, :, None]
-                read[key] = (state * real).flatten(2, 3) if by_position else self.pooling(state, mask)
+                _, by_position, neighbours = key
+                if by_position:
+                    held = state * mask[:, None, :, :, None]
+                    read[key] = held if neighbours else held.flatten(2, 3)
+                else:
+                    read[key] = self.pooling(state, mask)
         return [read[key] for key in keys]
 
     def _heads_at(self, places: tuple[int, ...]) -> Callable[[Tensor], list[Tensor]]:

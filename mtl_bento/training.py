@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Generator, Tensor
 
+from mtl_bento.captured import Captured
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Flat, Network, NetworkSpec, Trained
 from mtl_bento.spec import MustMatch, Searched, Spec
@@ -168,6 +169,11 @@ class Stack:
         return Learned(member.spec.network, state.tensors["best"], member, state.step)
 
 
+Planned = tuple[Tensor, Tensor, Tensor, int | None]
+"""A step: rows [K, B], the share of the highest learning rate and that of the labels, each 0-dimensional, and how many
+positions the longest row has, None where all are read whole."""
+
+
 class Cohort:
     """K members in training: a stack at work.
 
@@ -194,6 +200,12 @@ class Cohort:
         self.network.add_module("weighting", self.weighting)
         self.network.to(device=dataset.device, dtype=dataset.dtype)
         self.unfolded = dataset.unfolded(self.network)
+        self.learned = _learned_rows(self.members, dataset)
+        self._pool, self._starts = _pooled(self.learned)
+        ends = self._line_ends(dataset)
+        self.ends = None if ends is None else [ends[rows.cpu()] for rows in self.learned]
+        """How many positions each training row of each member has, on the host; None where all have as many."""
+        self._looked = self._validation_rows(dataset)
         self.flat = Flat.of(self.network)
         self.first, self.second = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
         self.counter = torch.full((), float(self.step), device=dataset.device)
@@ -262,7 +274,9 @@ class Cohort:
         """
         goal = min(goal, self.training.steps, max(self._until, default=goal))
         every = max(1, self.training.steps // EVALUATIONS)
-        self.network.set_generator(Generator(dataset.device).manual_seed(stable_seed(self.seed, "dropout", self.step)))
+        generator = Generator(dataset.device).manual_seed(stable_seed(self.seed, "dropout", self.step))
+        self.network.set_generator(generator)
+        self._run = self._runner(dataset, generator)
         while self.step < goal:
             ahead = [until for until in self._until if until > self.step]
             look = min(goal, (self.step // every + 1) * every, *ahead)
@@ -276,64 +290,95 @@ class Cohort:
         while self.step < goal:
             if stop():
                 return False
-            plan = self._plan(dataset, min(goal - self.step, PLANNED_STEPS))
-            for index in plan:
-                self._step(dataset, index)
+            for planned in self._plan(dataset, min(goal - self.step, PLANNED_STEPS)):
+                self._run(*planned)
                 self.step += 1
         return True
 
-    def _plan(self, dataset: Dataset, steps: int) -> Tensor:
-        """Return the rows of the next steps, [S, K, B]: epochs by permutation, a function of seed and step alone."""
+    def _runner(self, dataset: Dataset, generator: Generator) -> Callable[[Tensor, Tensor, Tensor, int | None], None]:
+        """Return what runs a planned step: on a GPU a graph of its kernels, all steps having the same shapes there."""
+        if dataset.device.type != "cuda":
+            return partial(self._step, dataset)
+        captured = Captured(partial(self._step, dataset, length=None), generator, self.network.set_generator)
+        return lambda index, pace, share, length: captured(index, pace, share)
+
+    def _line_ends(self, dataset: Dataset) -> Tensor | None:
+        """Return how many positions each row of the dataset has [N], on the host; None where all are read whole.
+
+        So they are on a GPU, where a graph needs all steps to have the same shapes.
+        """
+        main = self.network.main
+        return None if main is None or dataset.device.type == "cuda" else dataset.ends[main]
+
+    def _plan(self, dataset: Dataset, steps: int) -> list[Planned]:
+        """Return the next steps: a member's epochs are permutations of its rows, a function of seed and step alone."""
         drawn = [
-            planned_rows(len(dataset.splits[m.split].train), self.training.batch_size, m.seed, self.step, steps)
-            for m in self.members
+            planned_rows(len(rows), self.training.batch_size, m.seed, self.step, steps)
+            for m, rows in zip(self.members, self.learned, strict=True)
         ]
         places = torch.from_numpy(np.stack(drawn, 1))
-        if dataset.device.type == "cuda":
-            places = places.pin_memory()  # so that the copy need not wait for what the device is doing
-        places = places.to(dataset.device, non_blocking=True)
-        rows = [dataset.splits[m.split].train[places[:, k]] for k, m in enumerate(self.members)]
-        return torch.stack(rows, 1)
+        longest = [None] * steps if self.ends is None else _longest(self.ends, places)
+        ahead = range(self.step, self.step + steps)
+        paces = dataset.trivial.new_tensor([schedule(step, self.training.steps) for step in ahead], device="cpu")
+        shares = dataset.trivial.new_tensor([label_share(step, self.training) for step in ahead], device="cpu")
+        places, paces, shares = (_sent(held, dataset.device) for held in (places, paces, shares))
+        index = self._pool[places + self._starts]  # [S, K, B]
+        return list(zip(index, paces, shares, longest, strict=True))
 
-    def _outputs(self, dataset: Dataset, index: Tensor) -> list[Tensor]:
-        """Return outputs [K, M, B, O] of each task for rows [K or 1, B]."""
+    def _outputs(self, dataset: Dataset, index: Tensor, length: int | None) -> list[Tensor]:
+        """Return outputs [K, M, B, O] of each task for rows [K or 1, B], cut to `length` positions."""
         margins = dataset.margins_of(index, self.network)
+        cuts = [length if block == self.network.main else None for block in range(len(dataset.blocks))]
         if self.unfolded is None:
-            return self.network.outputs(self.network.unfold(dataset.inputs_of(index)), margins)
-        unfolded = [tuple(dataset.take(part, index) for part in parts) for parts in self.unfolded]
+            taken = [dataset.take(block, index, cut) for block, cut in zip(dataset.blocks, cuts, strict=True)]
+            return self.network.outputs(self.network.unfold(taken), margins)
+        unfolded = [
+            tuple(dataset.take(part, index, cut) for part in parts)
+            for parts, cut in zip(self.unfolded, cuts, strict=True)
+        ]
         return self.network.outputs(unfolded, margins)
 
-    def _step(self, dataset: Dataset, index: Tensor) -> None:
-        outputs = self._outputs(dataset, index)
+    def _labels(self, dataset: Dataset, index: Tensor, length: int | None) -> list[Tensor]:
+        """Return labels [K, B, ...] of each task, those by position cut alike."""
+        each = zip(dataset.tasks, dataset.targets, strict=True)
+        return [dataset.take(held, index, length if task.positional else None) for task, held in each]
+
+    def _step(self, dataset: Dataset, index: Tensor, pace: Tensor, share: Tensor, length: int | None) -> None:
+        outputs = self._outputs(dataset, index, length)
         losses = []
-        each = zip(dataset.tasks, outputs, dataset.targets, dataset.label_weights, self.part_weights, strict=True)
-        for task, out, labels, weights, parts in each:
-            own = None if weights is None else dataset.take(weights, index)
-            losses.append(task.mean_loss(out, dataset.take(labels, index), own, parts))
+        labels = self._labels(dataset, index, length)
+        each = zip(dataset.tasks, outputs, labels, dataset.label_weights, self.part_weights, strict=True)
+        for task, out, own, weights, parts in each:
+            weight = None if weights is None else dataset.take(weights, index)
+            losses.append(task.mean_loss(out, own, weight, parts))
         if self.training.label_weight < 1:
-            share = label_share(self.step, self.training)
-            taught = self._taught(dataset, index, outputs)
+            taught = self._taught(dataset, index, length, outputs, labels)
             losses = [share * label + (1 - share) * soft for label, soft in zip(losses, taught, strict=True)]
         objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
         torch._foreach_copy_(self.flat.gradients, gradients)
-        self._descend()
+        self._descend(pace)
 
-    def _taught(self, dataset: Dataset, index: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+    def _taught(
+        self, dataset: Dataset, index: Tensor, length: int | None, outputs: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Return each task's loss [K] against the teacher's answers on rows [K or 1, B], labelled or not."""
         assert dataset.taught is not None
-        labels, weights = dataset.labels_of(index)
-        each = zip(dataset.tasks, outputs, dataset.taught, labels, self.part_weights, strict=True)
-        return [task.soft_loss(out, dataset.take(said, index), y, weights, parts) for task, out, said, y, parts in each]
+        weights = None if dataset.weights is None else dataset.take(dataset.weights, index)
+        taught = [
+            dataset.take(said, index, length if task.positional else None)
+            for task, said in zip(dataset.tasks, dataset.taught, strict=True)
+        ]
+        each = zip(dataset.tasks, outputs, taught, labels, self.part_weights, strict=True)
+        return [task.soft_loss(out, said, y, weights, parts) for task, out, said, y, parts in each]
 
     @torch.no_grad()
-    def _descend(self) -> None:
+    def _descend(self, pace: Tensor) -> None:
         """One AdamW step of all members: rates differ by member, so Adam steps at rate 1 into a buffer first."""
         norm = self.flat.grad.norm(dim=1, keepdim=True)
         self.flat.grad.mul_((1.0 / (norm + 1e-6)).clamp(max=1.0))
-        pace = schedule(self.step, self.training.steps)
-        n = self.flat.n_decayed
-        self.flat.data[:, :n].mul_(1 - pace * self.lr * self.weight_decay)
+        lr, n = pace * self.lr, self.flat.n_decayed
+        self.flat.data[:, :n].mul_(1 - lr * self.weight_decay)
         self._delta.zero_()
         self.counter += 1
         # The kernel of torch.optim.AdamW(fused=True); through the class it would take one parameter group a member.
@@ -341,7 +386,7 @@ class Cohort:
             [self._delta], [self.flat.grad], [self.first], [self.second], [], [self.counter],
             lr=1.0, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
-        self.flat.data.addcmul_(self._delta, self.lr, value=pace)
+        self.flat.data.addcmul_(self._delta, lr)
 
     @torch.no_grad()
     def _look(self, dataset: Dataset) -> None:
@@ -377,11 +422,10 @@ class Cohort:
         total: Tensor | float = 0.0
         count: Tensor | float = 0.0
         self.network.eval()
-        rows, real = self._validation_rows(dataset)
-        at_once = self.network.rows_at_once(VALID_CHUNK)
-        for index, held in zip(rows.split(at_once, 1), real.split(at_once, 1), strict=True):
-            targets, weights = dataset.labels_of(index)
-            answers = self.network.averaged(self._outputs(dataset, index))
+        for index, held, length in self._looked:
+            targets = self._labels(dataset, index, length)
+            weights = None if dataset.weights is None else dataset.take(dataset.weights, index)
+            answers = self.network.averaged(self._outputs(dataset, index, length))
             pairs = list(zip(dataset.tasks, answers, targets, strict=True))
             losses = torch.stack([task.answer_losses(a, y) for task, a, y in pairs])  # [T, K, V]
             known = torch.stack([(task.known(y) & held).expand(losses.shape[1:]) for task, _, y in pairs])
@@ -394,13 +438,22 @@ class Cohort:
         losses = torch.where(count > 0, (total / count).nan_to_num(nan=math.inf, posinf=math.inf), torch.nan)
         return losses.T / dataset.trivial
 
-    def _validation_rows(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
-        """Return the rows that each member is judged on, [K or 1, V], and which of them are no filling."""
+    def _validation_rows(self, dataset: Dataset) -> list[tuple[Tensor, Tensor, int | None]]:
+        """Return the rows that each member is judged on, some at a time.
+
+        Of each part: the rows [K or 1, V], which of them are no filling, and how many positions the longest has.
+        """
         splits = [m.split for m in self.members]
         rows = [looked_at(dataset.splits[split].valid) for split in (splits if len(set(splits)) > 1 else splits[:1])]
+        ends = self._line_ends(dataset)
+        if ends is not None:  # texts of like length together
+            rows = [held[ends[held.cpu()].argsort(stable=True).to(held.device)] for held in rows]
         index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         sizes = torch.tensor([len(held) for held in rows], device=index.device)
-        return index, torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
+        real = torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
+        at_once = self.network.rows_at_once(VALID_CHUNK)
+        parts = zip(index.split(at_once, 1), real.split(at_once, 1), strict=True)
+        return [(part, held, None if ends is None else max(1, int(ends[part.cpu()].max()))) for part, held in parts]
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -430,6 +483,36 @@ def restack(stacks: Sequence[Stack], kept: Sequence[Sequence[int]], *, seed: int
     pairs.sort(key=lambda pair: -pair[0].spec.network.trunk.shared_depth)
     members, states = zip(*pairs, strict=True)
     return Stack(members, seed, stacks[0].step, states)
+
+
+def _learned_rows(members: Sequence[Member], dataset: Dataset) -> list[Tensor]:
+    """Return the training rows of each member: those without a label of any task that it descends teach it nothing.
+
+    A student is taught by every row.
+    """
+    if members[0].spec.training.label_weight < 1:
+        return [dataset.splits[m.split].train for m in members]
+    names = [task.name for task in dataset.tasks]
+    found: dict[Any, Tensor] = {}
+    asked = [(m.split, tuple(m.spec.training.weighting.weight(name) > 0 for name in names)) for m in members]
+    for key in asked:
+        if key not in found:
+            found[key] = dataset.learned(*key)
+    return [found[key] for key in asked]
+
+
+def _pooled(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return all different rows one after another, and where those of each member begin [K, 1]."""
+    distinct = list({id(held): held for held in rows}.values())
+    begins = dict(zip(map(id, distinct), np.cumsum([0, *map(len, distinct)]).tolist(), strict=False))
+    return torch.cat(distinct), torch.tensor([begins[id(held)] for held in rows], device=rows[0].device).view(-1, 1)
+
+
+def _longest(ends: Sequence[Tensor], places: Tensor) -> list[int | None]:
+    """Return how many positions the longest row of each step has: ends [n] of each member's rows, places [S, K, B]."""
+    each = [held[places[:, k]] for k, held in enumerate(ends)]
+    longest: list[int | None] = torch.stack(each, 1).amax((1, 2)).clamp_min(1).tolist()
+    return longest
 
 
 def looked_at(rows: Tensor) -> Tensor:
@@ -468,15 +551,21 @@ def label_share(step: int, training: TrainingSpec) -> float:
 def planned_rows(n_rows: int, batch_size: int, seed: int, step: int, steps: int) -> np.ndarray:
     """Return places [steps, batch_size] in a member's training rows: its epochs are permutations, laid end to end."""
     start, end = step * batch_size, (step + steps) * batch_size
-    first, last = start // n_rows, (end - 1) // n_rows
-    epochs = [_permutation(seed, epoch, n_rows) for epoch in range(first, last + 1)]
-    line = np.concatenate(epochs)[start - first * n_rows : end - first * n_rows]
-    return line.reshape(steps, batch_size)
+    parts = [
+        _permutation(seed, epoch, n_rows)[max(start - epoch * n_rows, 0) : end - epoch * n_rows]
+        for epoch in range(start // n_rows, (end - 1) // n_rows + 1)
+    ]
+    return np.concatenate(parts).reshape(steps, batch_size)
 
 
-@lru_cache(maxsize=64)  # the members of one stack: their next plan begins in the same epoch
+@lru_cache(maxsize=256)  # the members of one stack: their next plan begins in the same epoch
 def _permutation(seed: int, epoch: int, n_rows: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n_rows)
+
+
+def _sent(held: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on the device; the copy need not wait for what a GPU is doing."""
+    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
 
 
 def stable_seed(*parts: Any) -> int:

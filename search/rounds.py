@@ -25,8 +25,8 @@ Count = Annotated[int, Field(ge=1)]
 SUITED = {"cpu": (2**18, 2**20, 2, 64)}
 """Room, weights, least and most of a `Packing` by type of device: on a CPU found by measurement (LOG.md)."""
 ACCELERATOR = (2**24, 2**27, 4, 256)
-"""Those of any other device: an estimate that no GPU has confirmed. The activations of a layer then take 64 MiB, all
-layers, gradients and masks of a stack about 2 GB; networks of 256 units at batches of 256 come in one stack a round."""
+"""Those of any other device. The activations of a layer then take 64 MiB, all layers, gradients and masks of a stack
+about 2 GB; a member's step gets no cheaper on an H100 beyond 256 members, whose rows the host then draws too slowly."""
 
 
 class Packing(Spec):

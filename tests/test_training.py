@@ -58,6 +58,12 @@ def member(dataset: Dataset, *, seed: int = 0, split: int = 0, **fields: Any) ->
     return Member(MemberSpec(network=network, training=TrainingSpec.model_validate(rest)), seed=seed, split=split)
 
 
+def only(*names: str) -> dict[str, Any]:
+    """Return the weighting of a member that learns those of the tasks."""
+    weights = {name: float(name in names) for name in ("yes", "kind", "amount")}
+    return {"kind": "static", "loss_weight": weights}
+
+
 def same(one: MemberState, other: MemberState, *matrices: str) -> bool:
     """Return whether two states agree to the last bit."""
     return all(
@@ -385,8 +391,9 @@ def test_row_weights_have_exactly_the_effect_of_repeated_rows(dataset: Dataset) 
 
 
 def test_class_weights_have_exactly_the_effect_of_repeated_rows(dataset: Dataset) -> None:
-    split, place = dataset.splits[0], 1
-    task = dataset.tasks[place]
+    place = 1
+    task, known = dataset.tasks[place], dataset.targets[place] >= 0
+    split = dataclasses.replace(dataset.splits[0], train=dataset.splits[0].train[known[dataset.splits[0].train]])
     only = dataclasses.replace(dataset, tasks=(task,), targets=(dataset.targets[place],), trivial=dataset.trivial[1:2])
     weighed = dataclasses.replace(only, tasks=(Multiclass(task.spec.model_copy(update={"class_weight": {"b": 3.0}})),))
     times = torch.where(only.targets[0] == 1, 3, 1)  # levels are a, b, c
@@ -395,6 +402,31 @@ def test_class_weights_have_exactly_the_effect_of_repeated_rows(dataset: Dataset
         full_batch(only, split.train.repeat_interleave(times[split.train]), split.valid, weights=None),
     ]
     close(ends[0].states[0], ends[1].states[0])
+
+
+def test_a_member_learns_from_the_rows_that_are_labelled_for_one_of_its_tasks(dataset: Dataset) -> None:
+    train, names = dataset.splits[0].train, [task.name for task in dataset.tasks]
+    known = torch.stack([task.known(held[train]) for task, held in zip(dataset.tasks, dataset.targets, strict=True)])
+    groups = [(0,), (1,), (2,), (1, 2), (0, 1, 2)]
+    members = tuple(member(dataset, weighting=only(*(names[t] for t in group))) for group in groups)
+    cohort = Cohort(Stack(members, seed=0), dataset)
+    assert [len(rows) for rows in cohort.learned] == [90, 76, 60, 87, 90]
+    for group, rows in zip(groups, cohort.learned, strict=True):
+        assert rows.tolist() == train[known[list(group)].any(0)].tolist()
+
+
+def test_what_rows_without_a_label_hold_changes_nothing_for_a_member(dataset: Dataset) -> None:
+    blocks = list(dataset.blocks)
+    unlabelled = ~dataset.tasks[2].known(dataset.targets[2])
+    blocks[0] = torch.where(unlabelled.unsqueeze(1), torch.zeros_like(blocks[0]), blocks[0])
+    other = dataclasses.replace(dataset, blocks=tuple(blocks))
+    stack = Stack((member(dataset, weighting=only(dataset.tasks[2].name)),), seed=0)
+    assert same(advance(stack, dataset, 32).states[0], advance(stack, other, 32).states[0])
+
+
+def test_a_member_whose_tasks_have_no_label_learns_from_all_rows(dataset: Dataset) -> None:
+    empty = dataclasses.replace(dataset, targets=(torch.full_like(dataset.targets[0], -1), *dataset.targets[1:]))
+    assert empty.learned(0, [True, False, False]).tolist() == dataset.splits[0].train.tolist()
 
 
 # Looks

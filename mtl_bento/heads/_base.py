@@ -1,7 +1,7 @@
 """What every head promises: a task's outputs out of its state, for K members at once.
 
-A state by position is read so: by a task that answers by position, each position as a row of its own; by any other,
-pooled (`Pooling`).
+A state by position is read so: by a task that answers by position, each position as a row of its own, unless its head
+is `positional`; by any other, pooled (`Pooling`).
 
 Letters: K members, M TabM's inner members, B rows, L positions, D width, O outputs.
 """
@@ -37,8 +37,8 @@ class Head(Stacked, Generic[AnySpec]):
     """
 
     positional: ClassVar[bool] = False
-    """Whether it reads neighbouring positions; it then takes `length` and `grid` too, those of the positions that lie
-    as rows of its state where a task answers by position, and by default reads each row as one position."""
+    """Whether it reads neighbouring positions. It then takes `length` and `grid` too; where a task answers by position
+    its state is [K, M, B, L, D] and its outputs [K, M, B, L, O], on a line with L of at most `length`."""
 
     @abstractmethod
     def __init__(

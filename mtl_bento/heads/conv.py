@@ -56,11 +56,14 @@ class ConvHead(Head[ConvHeadSpec]):
         self.second = StackedLinear(widths, outputs, inner=inner, bias=False, generators=generators)
 
     def forward(self, state: Tensor) -> Tensor:
-        """state [K, M, B * L, D], zero where there is no position -> outputs [K, M, B * L, O]."""
-        members, inner, rows, width = state.shape
+        """state [K, M, B, L, D], zero where there is no position -> outputs [K, M, B, L, O]; or without L."""
+        if state.ndim == 4:
+            return self.forward(state.unsqueeze(3)).squeeze(3)
+        members, inner, rows, length, width = state.shape
+        lattice = self.lattice.cut(length)
         # The inner members are rows of one convolution.
-        x = state.reshape(members, inner * rows // self.length, self.length, width)
-        hidden = self.lattice.gathered(self.first(self.lattice.spread(x), torch.relu))
-        hidden = hidden.reshape(members, inner, rows, hidden.shape[-1])
-        outputs: Tensor = self.linear(state) + self.second(hidden)
-        return outputs
+        x = state.reshape(members, inner * rows, length, width)
+        hidden = lattice.gathered(self.first(lattice.spread(x), torch.relu))
+        hidden = hidden.reshape(members, inner, rows * length, hidden.shape[-1])
+        outputs: Tensor = self.linear(state.flatten(2, 3)) + self.second(hidden)
+        return outputs.view(members, inner, rows, length, outputs.shape[-1])

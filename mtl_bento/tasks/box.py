@@ -167,7 +167,8 @@ class Box(Task[BoxSpec]):
     def values(self, answers: np.ndarray) -> pa.Array:
         """Return the boxes as lists of four, null where no object is the likelier."""
         cells = self.scored(answers).astype(np.float32)
-        boxes = pa.FixedSizeListArray.from_arrays(pa.array(cells[:, 1:].ravel()), 4)
+        # Not lists of a fixed size: with nulls among them not every pyarrow reads back from Parquet what it wrote.
+        boxes = pa.ListArray.from_arrays(4 * np.arange(len(cells) + 1, dtype=np.int32), pa.array(cells[:, 1:].ravel()))
         return pc.if_else(pa.array(cells[:, 0] >= 0.5), boxes, pa.scalar(None, boxes.type))
 
     def columns(self, answers: np.ndarray) -> dict[str, pa.Array]:

@@ -168,7 +168,12 @@ class Grid(PositionsTask[GridSpec]):
     def _nested(self, cells: pa.Array) -> pa.Array:
         """Return cells [B * L] as lists of rows [B]."""
         n_rows, n_columns = self.spec.shape or (1, 1)
-        return pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(cells, n_columns), n_rows)
+        return _lists(_lists(cells, n_columns), n_rows)
+
+
+def _lists(values: pa.Array, size: int) -> pa.Array:
+    """Return values as lists of so many each."""
+    return pa.ListArray.from_arrays(np.arange(0, len(values) + 1, size, dtype=np.int32), values)
 
 
 def _wanted(shape: tuple[int, int] | None) -> str:

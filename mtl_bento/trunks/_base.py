@@ -60,7 +60,10 @@ class Trunk(Stacked, Generic[AnySpec]):
     """The shared part of K networks; built from K specs, deepest first."""
 
     positional: ClassVar[bool] = False
-    """Whether it reads positions; `forward` then takes features [K or 1, B, L, F] and mask [K or 1, B, L]."""
+    """Whether it reads positions; `forward` then takes features [K or 1, B, L, F] and mask [K or 1, B, L].
+
+    Where positions are a line, L is at most `sizes.length`: rows come cut to the longest among them.
+    """
     inner: int = 1
     """TabM's M."""
     widths: list[int]

@@ -131,8 +131,8 @@ class Attention(Trunk[AttentionSpec]):
         """
         members, (rows, length) = len(self.specs), features.shape[1:3]
         x = self.first(features.flatten(1, 2).unsqueeze(1))  # [K, 1, B * L, D]
-        x = x.view(members, rows, length, x.shape[-1]) + self.places.unsqueeze(1)
-        share, angles = self.share.to(x.dtype), torch.view_as_complex(self.angles.to(x.dtype))
+        x = x.view(members, rows, length, x.shape[-1]) + self.places[:, None, :length]
+        share, angles = self.share.to(x.dtype), torch.view_as_complex(self.angles[:length].to(x.dtype))
         # A row without any position sees all of them instead of none, which would be NaN; its state is zero anyway.
         seen = (mask | ~mask.any(-1, keepdim=True)).expand(members, rows, length)
         for layer in cast(list[Layer], self.layers):

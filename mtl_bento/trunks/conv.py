@@ -60,15 +60,16 @@ class Conv(Trunk[ConvSpec]):
         Where there is no position the state is zero.
         """
         members, (rows, length) = len(self.specs), features.shape[1:3]
+        lattice = self.lattice.cut(length)
         x = self.first(features.flatten(1, 2).expand(members, -1, -1), self.activation)  # [K, B * L, D]
-        real = self.lattice.spread(mask.unsqueeze(-1).to(x.dtype))  # [K or 1, N, 1]
-        x = self.lattice.spread(x.view(members, rows, length, x.shape[-1])) * real
+        real = lattice.spread(mask.unsqueeze(-1).to(x.dtype))  # [K or 1, N, 1]
+        x = lattice.spread(x.view(members, rows, length, x.shape[-1])) * real
         for level, count in enumerate(self.counts):
-            x = narrowed(x, count, partial(self._layer, level, real))
-        return [self.lattice.gathered(x).unsqueeze(1)] * self.sizes.n_tasks
+            x = narrowed(x, count, partial(self._layer, level, lattice, real))
+        return [lattice.gathered(x).unsqueeze(1)] * self.sizes.n_tasks
 
-    def _layer(self, level: int, real: Tensor, x: Tensor) -> Tensor:
+    def _layer(self, level: int, lattice: Lattice, real: Tensor, x: Tensor) -> Tensor:
         """x [K, N, D] -> the same shape."""
-        change = self.lattice.by_row(self.convolutions[level](x, self.activation))
+        change = lattice.by_row(self.convolutions[level](x, self.activation))
         change = cast(Dropout, self.dropouts[level]).by_row(change).flatten(1, 2)
         return torch.addcmul(x, change, real[: len(x)])

@@ -59,7 +59,7 @@ def make(rows: int | None = None) -> pa.Table:
         {
             "picture": pa.array([picture for picture, _, _ in scenes], pa.binary()),
             "digit": pa.array([None if w is None else int(digits.target[w]) for w in which], pa.int64()),
-            "box": pa.array([box for _, _, box in scenes], pa.list_(pa.float32(), 4)),
+            "box": pa.array([box for _, _, box in scenes], pa.list_(pa.float32())),
             "split": pa.array(split[chosen]),
         }
     )

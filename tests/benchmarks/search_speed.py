@@ -244,7 +244,9 @@ def stack(data: Set, spec: MemberSpec) -> tuple[Callable[[], None], int]:
     packing = Packing.suited(dataset.device, n_features=n_features, n_workers=1)
     n = packing.stack_size([Member(spec, seed=0)])
     cohort = Cohort(Stack(tuple(Member(spec, seed=k) for k in range(n)), 0), dataset)
-    cohort.network.set_generator(torch.Generator().manual_seed(0))
+    generator = torch.Generator(dataset.device).manual_seed(0)
+    cohort.network.set_generator(generator)
+    cohort._run = cohort._runner(dataset, generator)
 
     def run() -> None:
         cohort._train(dataset, cohort.step + STEPS, never)

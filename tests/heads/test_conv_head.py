@@ -20,30 +20,37 @@ def random(*shape: int) -> Tensor:
 def test_outputs_are_a_linear_map_and_a_hidden_convolution_of_torch() -> None:
     specs = [ConvHeadSpec(width=6), ConvHeadSpec(width=3)]
     head = ConvHead(specs, [5, 4], 2, 1, generators(2), length=6, grid=(2, 3)).double()
-    state = random(2, 1, 4 * 6, 5)
+    state = random(2, 1, 4, 6, 5)
     state[1, ..., 4:] = 0
-    outputs = head(state)
-    images = state[1, 0, :, :4].unflatten(0, (4, 2, 3)).permute(0, 3, 1, 2)
+    outputs = head(state).flatten(2, 3)
+    images = state[1, 0, ..., :4].unflatten(1, (2, 3)).permute(0, 3, 1, 2)
     kernel = head.first.weight[1, :, :4, :3].permute(2, 1, 0).unflatten(2, (3, 3))
     hidden = torch.relu(nn.functional.conv2d(images, kernel, head.first.bias[1, 0, :3], padding=1))
     hidden = hidden.permute(0, 2, 3, 1).flatten(0, 2)
-    linear = state[1, 0] @ head.linear.weight[1, 0] + head.linear.bias[1, 0]
+    linear = state[1, 0].flatten(0, 1) @ head.linear.weight[1, 0] + head.linear.bias[1, 0]
     torch.testing.assert_close(outputs[1, 0], linear + hidden @ head.second.weight[1, 0, :3])
 
 
 def test_each_inner_member_reads_its_own_state_by_one_convolution() -> None:
     head = ConvHead([ConvHeadSpec(width=6)], [5], 2, 3, generators(1), length=4).double()
-    state = random(1, 3, 2 * 4, 5)
+    state = random(1, 3, 2, 4, 5)
     outputs = head(state)
     for m in range(3):
-        alone = head(state[:, m : m + 1].expand(-1, 3, -1, -1))
+        alone = head(state[:, m : m + 1].expand(-1, 3, -1, -1, -1))
         torch.testing.assert_close(outputs[:, m], alone[:, m])
 
 
 def test_rows_do_not_see_each_others_positions() -> None:
     head = ConvHead([ConvHeadSpec(width=6)], [5], 2, 1, generators(1), length=4).double()
-    state = random(1, 1, 3 * 4, 5)
-    torch.testing.assert_close(head(state[:, :, 4:8]), head(state)[:, :, 4:8])
+    state = random(1, 1, 3, 4, 5)
+    torch.testing.assert_close(head(state[:, :, 1:2]), head(state)[:, :, 1:2])
+
+
+def test_lines_cut_to_their_positions_answer_as_whole_ones_whose_rest_is_zero() -> None:
+    head = ConvHead([ConvHeadSpec(width=6)], [5], 2, 1, generators(1), length=4).double()
+    state = random(1, 1, 3, 4, 5)
+    state[..., 3:, :] = 0
+    torch.testing.assert_close(head(state[..., :3, :]), head(state)[..., :3, :])
 
 
 def test_without_positions_it_is_a_dense_head_of_the_middle_of_its_kernel() -> None:
@@ -60,4 +67,4 @@ def test_without_positions_it_is_a_dense_head_of_the_middle_of_its_kernel() -> N
 
 def test_a_head_of_no_rows_answers_nothing() -> None:
     head = ConvHead([ConvHeadSpec()], [5], 2, 1, generators(1), length=6, grid=(2, 3))
-    assert head(torch.zeros(1, 1, 0, 5)).shape == (1, 1, 0, 2)
+    assert head(torch.zeros(1, 1, 0, 6, 5)).shape == (1, 1, 0, 6, 2)

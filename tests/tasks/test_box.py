@@ -113,7 +113,7 @@ def test_rows_are_the_box_or_null_and_the_probability_of_the_object() -> None:
 def test_values_are_lists_of_four_or_null_and_columns_hold_the_box_that_there_would_be() -> None:
     task = fit()
     assert task.values(ANSWERS).to_pylist() == [[0.5, 0.5, 0.5, 0.25], None]
-    assert task.values(ANSWERS).type == pa.list_(pa.float32(), 4)
+    assert task.values(ANSWERS).type == pa.list_(pa.float32())
     columns = {name: column.to_pylist() for name, column in task.columns(ANSWERS).items()}
     half = [0.5, 0.5]
     assert columns == {"probability": [0.75, 0.25], "x": half, "y": half, "w": half, "h": [0.25, 0.25]}

@@ -1,0 +1,82 @@
+"""Texts are as long as the longest of a batch: what lies beyond is computed for nobody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from mtl_bento.columns.text import TextColumn
+from mtl_bento.dataset import Dataset
+from mtl_bento.network import Inputs
+from mtl_bento.tasks._base import TASKS
+from mtl_bento.training import Cohort, Member, MemberSpec, Stack
+
+TEXTS = ["fly", "fly to rome", None, "from paris to rome today", "to", "rome rome", "", "paris to rome"] * 5
+TAGS = {"rome": "B-city", "paris": "B-city"}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    tags = [None if text is None else [TAGS.get(word, "O") for word in text.split()] for text in TEXTS]
+    table = pa.table({"note": TEXTS, "names": tags, "far": ["yes" if len(text or "") > 6 else "no" for text in TEXTS]})
+    column: Any = TextColumn.chosen("note", table["note"], {"backbone": "tokens", "length": 6})
+    columns = {column.block: (column,)}
+    tasks = []
+    for name, kind in {"names": "tagging", "far": "binary"}.items():
+        task_class = TASKS.class_of(TASKS.spec_class(kind))
+        spec = task_class.fit(TASKS.parse({"kind": kind, "name": name}), table[name])
+        tasks.append(task_class(spec).settled([column]).place(table, [column]))
+    blocks = {column.block: column.encode(table["note"])}
+    inputs = Inputs.fit(columns, {name: torch.from_numpy(held) for name, held in blocks.items()})
+    rows = np.arange(len(TEXTS))
+    splits = [(rows[:30], rows[30:])]
+    return Dataset.build(
+        tasks, inputs, blocks, [task.encode(table[task.name]) for task in tasks], splits, dtype=torch.float64
+    )
+
+
+def cohort(dataset: Dataset, trunk: str, head: str) -> Cohort:
+    """Return two members in training, of unlike width."""
+    held = {"encoders": {"text:note": {"kind": "text", "embedding_width": 6}}, "heads": {"far": {"kind": "dense"}}}
+    held["heads"]["names"] = {"kind": head}  # type: ignore[assignment]
+    members = [
+        MemberSpec.model_validate({
+            "network": {**held, "trunk": {"kind": trunk, "width": width, "dropout": 0}},
+            "training": {"batch_size": 3, "steps": 32},
+        })
+        for width in (8, 6)
+    ]  # fmt: skip
+    return Cohort(Stack(tuple(Member(spec, seed=k) for k, spec in enumerate(members)), 0), dataset)
+
+
+def test_a_text_ends_behind_its_last_token(dataset: Dataset) -> None:
+    (ends,) = dataset.ends
+    assert ends is not None
+    assert ends.tolist() == [1, 3, 0, 5, 1, 2, 0, 3] * 5
+
+
+@pytest.mark.parametrize("head", ["conv", "dense"])
+@pytest.mark.parametrize("trunk", ["attention", "conv"])
+def test_networks_learn_from_texts_cut_to_the_longest_what_they_learn_from_whole_ones(
+    dataset: Dataset, trunk: str, head: str
+) -> None:
+    cut, whole = cohort(dataset, trunk, head), cohort(dataset, trunk, head)
+    assert {length for *_, length in cut._plan(dataset, 32)} == {1, 2, 3, 5}
+    assert [length for *_, length in cut._looked] == [5]
+    whole.ends = None
+    whole._looked = [(rows, real, None) for rows, real, _ in whole._looked]
+    for held in (cut, whole):
+        held.advance(dataset, 32)
+    torch.testing.assert_close(cut.flat.data, whole.flat.data, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(cut.losses(dataset), whole.losses(dataset), rtol=1e-9, atol=1e-9)
+
+
+def test_validation_rows_are_looked_at_by_length(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl_bento.network.rows_at_once", lambda _most, _positions: 4)
+    held = cohort(dataset, "attention", "conv")
+    assert [length for *_, length in held._looked] == [1, 3, 5]
+    assert sorted(torch.cat([rows[0] for rows, *_ in held._looked]).tolist()) == list(range(30, 40))
