@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -202,6 +202,7 @@ class Cohort:
         self.unfolded = dataset.unfolded(self.network)
         self.learned = _learned_rows(self.members, dataset)
         self._pool, self._starts = _pooled(self.learned)
+        self._epochs = [Epochs(len(rows), m.seed) for m, rows in zip(self.members, self.learned, strict=True)]
         ends = self._line_ends(dataset)
         self.ends = None if ends is None else [ends[rows.cpu()] for rows in self.learned]
         """How many positions each training row of each member has, on the host; None where all have as many."""
@@ -312,10 +313,7 @@ class Cohort:
 
     def _plan(self, dataset: Dataset, steps: int) -> list[Planned]:
         """Return the next steps: a member's epochs are permutations of its rows, a function of seed and step alone."""
-        drawn = [
-            planned_rows(len(rows), self.training.batch_size, m.seed, self.step, steps)
-            for m, rows in zip(self.members, self.learned, strict=True)
-        ]
+        drawn = [epochs.rows(self.training.batch_size, self.step, steps) for epochs in self._epochs]
         places = torch.from_numpy(np.stack(drawn, 1))
         longest = [None] * steps if self.ends is None else _longest(self.ends, places)
         ahead = range(self.step, self.step + steps)
@@ -548,19 +546,24 @@ def label_share(step: int, training: TrainingSpec) -> float:
     return training.label_weight + (1 - training.label_weight) * step / training.steps
 
 
-def planned_rows(n_rows: int, batch_size: int, seed: int, step: int, steps: int) -> np.ndarray:
-    """Return places [steps, batch_size] in a member's training rows: its epochs are permutations, laid end to end."""
-    start, end = step * batch_size, (step + steps) * batch_size
-    parts = [
-        _permutation(seed, epoch, n_rows)[max(start - epoch * n_rows, 0) : end - epoch * n_rows]
-        for epoch in range(start // n_rows, (end - 1) // n_rows + 1)
-    ]
-    return np.concatenate(parts).reshape(steps, batch_size)
+class Epochs:
+    """Places in a member's training rows: epochs are permutations laid end to end, a function of the seed alone."""
 
+    def __init__(self, n_rows: int, seed: int) -> None:
+        self.n_rows, self.seed = n_rows, seed
+        self._held: dict[int, np.ndarray] = {}
+        """The epochs of the last plan: the next begins in one of them."""
 
-@lru_cache(maxsize=256)  # the members of one stack: their next plan begins in the same epoch
-def _permutation(seed: int, epoch: int, n_rows: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n_rows)
+    def rows(self, batch_size: int, step: int, steps: int) -> np.ndarray:
+        """Return the batches of some steps, [steps, batch_size]."""
+        start, end, n = step * batch_size, (step + steps) * batch_size, self.n_rows
+        epochs = range(start // n, (end - 1) // n + 1)
+        self._held = {epoch: self._held[epoch] if epoch in self._held else self._permutation(epoch) for epoch in epochs}
+        parts = [self._held[epoch][max(start - epoch * n, 0) : end - epoch * n] for epoch in epochs]
+        return np.concatenate(parts).reshape(steps, batch_size)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
 
 
 def _sent(held: Tensor, device: torch.device) -> Tensor:

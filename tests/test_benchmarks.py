@@ -13,7 +13,7 @@ from small import network_spec
 
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Network
-from mtl_bento.training import Cohort, Member, MemberSpec, Stack, TrainingSpec, planned_rows
+from mtl_bento.training import Cohort, Epochs, Member, MemberSpec, Stack, TrainingSpec
 from mtl_bento.trunks._base import TrunkSpec
 from mtl_bento.trunks.mlp import MLPSpec
 from mtl_bento.trunks.tabm import TabMSpec
@@ -74,7 +74,7 @@ def test_a_loop_on_the_same_batches_takes_the_steps_of_a_stack(dataset: Dataset,
     cohort = Cohort(Stack((Member(spec, seed=3),), 0), dataset)
     loop = Loop(spec, rows, seed=0, split=0)
     loop.model.load(cohort.network.member_state(0))
-    places = torch.from_numpy(planned_rows(len(dataset.splits[0].train), 64, 3, 0, 32))
+    places = torch.from_numpy(Epochs(len(dataset.splits[0].train), 3).rows(64, 0, 32))
     cohort.advance(dataset, 32)
     loop.train(([tensor[batch] for tensor in rows.training(0)] for batch in places), 32)
     loop.look(rows)

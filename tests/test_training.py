@@ -22,6 +22,7 @@ from mtl_bento.tasks.regression import Regression
 from mtl_bento.testing import check_stack, sample_dataset, sample_members
 from mtl_bento.training import (
     Cohort,
+    Epochs,
     Member,
     MemberSpec,
     MemberState,
@@ -30,7 +31,6 @@ from mtl_bento.training import (
     advance,
     label_share,
     lined_up,
-    planned_rows,
     restack,
     schedule,
     stable_seed,
@@ -135,7 +135,7 @@ def test_training_equals_torchs_adamw_with_clipping_and_a_schedule(dataset: Data
     ]
     optimiser = torch.optim.AdamW(groups, lr=0.02)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, 32))
-    rows = dataset.splits[1].train[torch.from_numpy(planned_rows(90, 16, 3, 0, 32))]
+    rows = dataset.splits[1].train[torch.from_numpy(Epochs(90, 3).rows(16, 0, 32))]
     assert dataset.weights is not None
     for index in rows:
         yes, kind, amount = model(features[index])
@@ -181,30 +181,30 @@ def test_a_budget_of_few_steps_has_a_learning_rate_too() -> None:
 
 
 def test_every_row_is_seen_once_an_epoch() -> None:
-    plan = planned_rows(12, 4, seed=7, step=0, steps=9).reshape(3, 12)
+    plan = Epochs(12, 7).rows(4, 0, 9).reshape(3, 12)
     assert [sorted(epoch) for epoch in plan.tolist()] == [list(range(12))] * 3
     assert len({tuple(epoch) for epoch in plan.tolist()}) == 3
 
 
 def test_epochs_are_laid_end_to_end_where_batches_do_not_divide_them() -> None:
-    line = planned_rows(10, 4, seed=7, step=0, steps=5).ravel().tolist()
+    line = Epochs(10, 7).rows(4, 0, 5).ravel().tolist()
     assert sorted(line[:10]) == sorted(line[10:]) == list(range(10))
 
 
 def test_a_batch_may_be_larger_than_the_rows() -> None:
-    (batch,) = planned_rows(3, 7, seed=0, step=0, steps=1)
+    (batch,) = Epochs(3, 0).rows(7, 0, 1)
     assert sorted(batch[:3].tolist()) == sorted(batch[3:6].tolist()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5])
 def test_a_plan_is_the_same_in_one_piece_and_in_two(cut: int) -> None:
-    whole = planned_rows(10, 4, seed=7, step=2, steps=8)
-    parts = [planned_rows(10, 4, seed=7, step=2, steps=cut), planned_rows(10, 4, seed=7, step=2 + cut, steps=8 - cut)]
+    whole = Epochs(10, 7).rows(4, 2, 8)
+    parts = [Epochs(10, 7).rows(4, 2, cut), Epochs(10, 7).rows(4, 2 + cut, 8 - cut)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_members_of_different_seeds_see_rows_in_different_order() -> None:
-    assert planned_rows(50, 50, 1, 0, 1).tolist() != planned_rows(50, 50, 2, 0, 1).tolist()
+    assert Epochs(50, 1).rows(50, 0, 1).tolist() != Epochs(50, 2).rows(50, 0, 1).tolist()
 
 
 def test_seeds_depend_on_their_parts_alone() -> None:
