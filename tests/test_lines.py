@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -39,14 +40,14 @@ def dataset() -> Dataset:
     )
 
 
-def cohort(dataset: Dataset, trunk: str, head: str) -> Cohort:
+def cohort(dataset: Dataset, trunk: str, head: str, **training: Any) -> Cohort:
     """Return two members in training, of unlike width."""
     held = {"encoders": {"text:note": {"kind": "text", "embedding_width": 6}}, "heads": {"far": {"kind": "dense"}}}
     held["heads"]["names"] = {"kind": head}  # type: ignore[assignment]
     members = [
         MemberSpec.model_validate({
             "network": {**held, "trunk": {"kind": trunk, "width": width, "dropout": 0}},
-            "training": {"batch_size": 3, "steps": 32},
+            "training": {"batch_size": 3, "steps": 32, **training},
         })
         for width in (8, 6)
     ]  # fmt: skip
@@ -80,3 +81,34 @@ def test_validation_rows_are_looked_at_by_length(dataset: Dataset, monkeypatch: 
     held = cohort(dataset, "attention", "conv")
     assert [length for *_, length in held._looked] == [1, 3, 5]
     assert sorted(torch.cat([rows[0] for rows, *_ in held._looked]).tolist()) == list(range(30, 40))
+
+
+@pytest.mark.parametrize("trunk", ["attention", "conv"])
+def test_students_learn_from_texts_cut_to_the_longest_what_they_learn_from_whole_ones(
+    dataset: Dataset, trunk: str
+) -> None:
+    rng = np.random.default_rng(0)
+    taught = dataset.with_teacher([rng.dirichlet(np.ones(3), (40, 6)).reshape(40, 18), rng.random((40, 1))])
+    cut, whole = (cohort(taught, trunk, "dense", label_weight=0.0) for _ in range(2))
+    assert {length for *_, length in cut._plan(taught, 32)} == {1, 2, 3, 5}
+    whole.ends = None
+    for held in (cut, whole):
+        held.advance(taught, 32)
+    torch.testing.assert_close(cut.flat.data, whole.flat.data, rtol=1e-9, atol=1e-9)
+
+
+def test_a_teacher_says_nothing_of_positions_that_a_text_does_not_have(dataset: Dataset) -> None:
+    taught = dataset.with_teacher([np.ones((40, 18)), np.ones((40, 1))]).taught
+    assert taught is not None
+    assert (~taught[0].isnan()).sum(1).tolist() == [3 * n for n in [1, 3, 0, 5, 1, 2, 0, 3] * 5]
+    assert taught[1].tolist() == [[1.0]] * 40
+
+
+def test_members_that_nothing_validates_learn_from_texts(dataset: Dataset) -> None:
+    rows = np.arange(40)
+    all_rows = dataset.with_splits([(rows, rows[:0])])
+    held = cohort(all_rows, "attention", "dense")
+    members = tuple(dataclasses.replace(member, until=16) for member in held.members)
+    again = Cohort(Stack(members, 0), all_rows)
+    again.advance(all_rows, 32)
+    assert again.stack().trained(0).step == 16
