@@ -305,10 +305,12 @@ class Cohort:
     def _line_ends(self, dataset: Dataset) -> Tensor | None:
         """Return how many positions each row of the dataset has [N], on the host; None where all are read whole.
 
-        So they are on a GPU, where a graph needs all steps to have the same shapes.
+        So they are on a GPU, where a graph needs all steps to have the same shapes, and by a student, which is taught
+        every position of a row without labels: how many those are must not depend on the batch.
         """
         main = self.network.main
-        return None if main is None or dataset.device.type == "cuda" else dataset.ends[main]
+        whole = dataset.device.type == "cuda" or self.training.label_weight < 1
+        return None if main is None or whole else dataset.ends[main]
 
     def _plan(self, dataset: Dataset, steps: int) -> list[Planned]:
         """Return the next steps: a member's epochs are permutations of its rows, a function of seed and step alone."""
@@ -352,7 +354,7 @@ class Cohort:
             weight = None if weights is None else dataset.take(weights, index)
             losses.append(task.mean_loss(out, own, weight, parts))
         if self.training.label_weight < 1:
-            taught = self._taught(dataset, index, length, outputs, labels)
+            taught = self._taught(dataset, index, outputs, labels)
             losses = [share * label + (1 - share) * soft for label, soft in zip(losses, taught, strict=True)]
         objective = self.weighting(torch.stack(losses, -1) / dataset.trivial).sum()
         gradients = torch.autograd.grad(objective, self.flat.parameters)
@@ -360,17 +362,13 @@ class Cohort:
         self._descend(pace)
 
     def _taught(
-        self, dataset: Dataset, index: Tensor, length: int | None, outputs: Sequence[Tensor], labels: Sequence[Tensor]
+        self, dataset: Dataset, index: Tensor, outputs: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return each task's loss [K] against the teacher's answers on rows [K or 1, B], labelled or not."""
         assert dataset.taught is not None
         weights = None if dataset.weights is None else dataset.take(dataset.weights, index)
-        taught = [
-            dataset.take(said, index, length if task.positional else None)
-            for task, said in zip(dataset.tasks, dataset.taught, strict=True)
-        ]
-        each = zip(dataset.tasks, outputs, taught, labels, self.part_weights, strict=True)
-        return [task.soft_loss(out, said, y, weights, parts) for task, out, said, y, parts in each]
+        each = zip(dataset.tasks, outputs, dataset.taught, labels, self.part_weights, strict=True)
+        return [task.soft_loss(out, dataset.take(said, index), y, weights, parts) for task, out, said, y, parts in each]
 
     @torch.no_grad()
     def _descend(self, pace: Tensor) -> None:
@@ -453,7 +451,10 @@ class Cohort:
         real = torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
         at_once = self.network.rows_at_once(VALID_CHUNK)
         parts = zip(index.split(at_once, 1), real.split(at_once, 1), strict=True)
-        return [(part, held, None if ends is None else max(1, int(ends[part.cpu()].max()))) for part, held in parts]
+        if ends is None:
+            return [(part, held, None) for part, held in parts]
+        # There are none where a member is trained again on all rows.
+        return [(part, held, max([1, *ends[part.cpu()].flatten().tolist()])) for part, held in parts]
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:
