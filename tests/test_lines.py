@@ -14,7 +14,7 @@ from mtl_bento.columns.text import TextColumn
 from mtl_bento.dataset import Dataset
 from mtl_bento.network import Inputs
 from mtl_bento.tasks._base import TASKS
-from mtl_bento.training import Cohort, Member, MemberSpec, Stack, advance
+from mtl_bento.training import Cohort, Member, MemberSpec, Stack, advance, restack
 
 TEXTS = ["fly", "fly to rome", None, "from paris to rome today", "to", "rome rome", "", "paris to rome"] * 5
 TAGS = {"rome": "B-city", "paris": "B-city"}
@@ -85,6 +85,17 @@ def test_validation_rows_are_looked_at_by_length(dataset: Dataset, monkeypatch: 
     held = cohort(dataset, "attention", "conv")
     assert [length for *_, length in held._looked] == [1, 3, 5]
     assert sorted(torch.cat([rows[0] for rows, *_ in held._looked]).tolist()) == list(range(30, 40))
+
+
+def test_texts_are_learned_in_two_sittings_as_in_one_and_alone_as_beside_another(dataset: Dataset) -> None:
+    stack = Stack(members("attention", "conv"), 0)
+    half, whole = advance(stack, dataset, 11), advance(stack, dataset, 32)
+    again = advance(half, dataset, 32)
+    alone = [advance(restack([half], [[k]], seed=0), dataset, 32) for k in range(2)]
+    for k, state in enumerate(whole.states):
+        for name, value in state.tensors["data"].items():
+            assert torch.equal(again.states[k].tensors["data"][name], value)
+            torch.testing.assert_close(alone[k].states[0].tensors["data"][name], value, rtol=1e-9, atol=1e-9)
 
 
 def test_a_student_of_texts_learns_beside_another_what_it_learns_alone(dataset: Dataset) -> None:
