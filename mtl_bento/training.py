@@ -454,11 +454,10 @@ class Cohort:
         real = torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
         at_once = self.network.rows_at_once(VALID_CHUNK)
         parts = zip(index.split(at_once, 1), real.split(at_once, 1), strict=True)
-
-        def longest(part: Tensor) -> int | None:
-            return None if ends is None or not part.numel() else max(1, int(ends[part.cpu()].max()))
-
-        return [(part, held, longest(part)) for part, held in parts]
+        if ends is None:
+            return [(part, held, None) for part, held in parts]
+        # There are none where a member is trained again on all rows.
+        return [(part, held, max([1, *ends[part.cpu()].flatten().tolist()])) for part, held in parts]
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:

@@ -465,7 +465,7 @@ class _Study:
         return Trees(self.task.name, forests, margins.astype(np.float32), params, judged, self.n_trials)
 
     def again(self, params: dict[str, Any], rows: np.ndarray, *, n: int) -> tuple[Forest, ...]:
-        """Return n forests of rows [B], by the parameters of `Trees`, rounds among them; one where none draws at random."""
+        """Return n forests of rows [B], by the parameters of `Trees`, rounds among them; one where nothing is drawn."""
         own = {name: value for name, value in params.items() if name != "rounds"}
         drawn = own["bagging_fraction"] < 1 or own["feature_fraction"] < 1 or own["extra_trees"]
         n = n if drawn else 1

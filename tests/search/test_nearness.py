@@ -131,7 +131,7 @@ def test_a_table_without_a_test_keeps_its_split() -> None:
 
 
 def test_what_is_known_of_the_columns_comes_from_the_rows_that_learn_in_runs() -> None:
-    # One holdout: in runs the last rows validate, and of their category nobody learned; dealt at random, it would be an input.
+    # One holdout: in runs the last rows validate, and nobody learned their category.
     frame = walk(6000).assign(late=["early"] * 4400 + ["late"] * 1600, split=["train"] * 5000 + ["test"] * 1000)
     config = Config.model_validate({"targets": {"y": {}}, "split": {"kind": "column", "column": "split", "runs": True}})
     problem = make_problem(config, data=frame)
