@@ -19,7 +19,8 @@ class Captured:
     """A function of tensors as a CUDA graph.
 
     The first calls run the function as it is. Then it is captured and replayed, if it can be: something in it, for
-    instance another package's layer, may wait for the device or draw on the host. Then all calls run it as it is.
+    instance another package's layer, may wait for the device. Then all calls run it as it is. What the host counts or
+    draws is captured as it was then.
 
     Args:
         function: reads and writes tensors on the device only, its arguments always of the same shapes.
@@ -35,6 +36,10 @@ class Captured:
 
     def __call__(self, *given: Tensor) -> None:
         """Run the function on tensors; raises what it raises, out of memory too."""
+        with torch.cuda.device(self.generator.device):
+            self._called(given)
+
+    def _called(self, given: tuple[Tensor, ...]) -> None:
         self.calls += 1
         if not self.given:
             self.given = tuple(value.clone() for value in given)

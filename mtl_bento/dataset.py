@@ -125,8 +125,19 @@ class Dataset:
         return replace(self, splits=_splits(splits, self.device))
 
     def with_teacher(self, answers: Sequence[np.ndarray]) -> Dataset:
-        """Return the dataset with a teacher's answers, [N, O'] a task; all else is shared with this one."""
-        held = [torch.from_numpy(np.ascontiguousarray(own)).to(device=self.device, dtype=self.dtype) for own in answers]
+        """Return the dataset with a teacher's answers, [N, O'] a task; all else is shared with this one.
+
+        What it says of positions that a row does not have is NaN.
+        """
+        held = [torch.from_numpy(np.array(own)).to(device=self.device, dtype=self.dtype) for own in answers]
+        lengths = {block: self.inputs.encoder(block).length for block in self.inputs.columns}
+        main = self.inputs.main(lengths, self.tasks)
+        ends = None if main is None else self.ends[list(self.inputs.columns).index(main)]
+        for task, own, label in zip(self.tasks, held, self.targets, strict=True):
+            if task.positional and ends is not None:
+                n = label.shape[1]
+                beyond = torch.arange(n, device=self.device) >= ends.to(self.device).unsqueeze(1)  # [N, L]
+                own.view(len(own), n, -1)[beyond] = torch.nan
         return replace(self, taught=tuple(held))
 
     @property
@@ -164,7 +175,7 @@ class Dataset:
         return rows[known] if 0 < int(known.sum()) < len(rows) else rows
 
     def take(self, values: Tensor, index: Tensor, length: int | None = None) -> Tensor:
-        """Return rows `index` [K, B] of values [N, ...]: [K, B, ...]; of values [N, L, ...] the first `length`."""
+        """Return rows `index` [K, B] of values [N, ...]: [K, B, ...]; of values [N, n, ...] the first `length` of n."""
         rows = values.index_select(0, index.reshape(-1)).view(*index.shape, *values.shape[1:])
         return rows if length is None else rows[:, :, :length].contiguous()
 

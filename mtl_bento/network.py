@@ -431,6 +431,11 @@ class Trained:
     state: dict[str, Tensor]
 
     @property
+    def finite(self) -> bool:
+        """Whether its parameters are numbers: those of a network that diverged are not."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.state.values())
+
+    @property
     def n_parameters(self) -> int:
         """How many parameters it has."""
         return sum(tensor.numel() for tensor in self.state.values())

@@ -172,6 +172,8 @@ class Stack:
 Planned = tuple[Tensor, Tensor, Tensor, int | None]
 """A step: rows [K, B], the share of the highest learning rate and that of the labels, each 0-dimensional, and how many
 positions the longest row has, None where all are read whole."""
+Runner = Callable[[Tensor, Tensor, Tensor, int | None], None]
+"""What takes a planned step. Nothing keeps it: a graph holds memory of the device."""
 
 
 class Cohort:
@@ -277,26 +279,26 @@ class Cohort:
         every = max(1, self.training.steps // EVALUATIONS)
         generator = Generator(dataset.device).manual_seed(stable_seed(self.seed, "dropout", self.step))
         self.network.set_generator(generator)
-        self._run = self._runner(dataset, generator)
+        run = self._runner(dataset, generator)
         while self.step < goal:
             ahead = [until for until in self._until if until > self.step]
             look = min(goal, (self.step // every + 1) * every, *ahead)
-            if not self._train(dataset, look, stop):
+            if not self._train(dataset, run, look, stop):
                 return True
             self._look(dataset)
         return False
 
-    def _train(self, dataset: Dataset, goal: int, stop: Stop) -> bool:
+    def _train(self, dataset: Dataset, run: Runner, goal: int, stop: Stop) -> bool:
         self.network.train()
         while self.step < goal:
             if stop():
                 return False
             for planned in self._plan(dataset, min(goal - self.step, PLANNED_STEPS)):
-                self._run(*planned)
+                run(*planned)
                 self.step += 1
         return True
 
-    def _runner(self, dataset: Dataset, generator: Generator) -> Callable[[Tensor, Tensor, Tensor, int | None], None]:
+    def _runner(self, dataset: Dataset, generator: Generator) -> Runner:
         """Return what runs a planned step: on a GPU a graph of its kernels, all steps having the same shapes there."""
         if dataset.device.type != "cuda":
             return partial(self._step, dataset)
@@ -363,10 +365,11 @@ class Cohort:
         """Return each task's loss [K] against the teacher's answers on rows [K or 1, B], labelled or not."""
         assert dataset.taught is not None
         weights = None if dataset.weights is None else dataset.take(dataset.weights, index)
-        taught = [
-            dataset.take(said, index, length if task.positional else None)
-            for task, said in zip(dataset.tasks, dataset.taught, strict=True)
-        ]
+        taught = []
+        for task, said, label in zip(dataset.tasks, dataset.taught, dataset.targets, strict=True):
+            # The numbers of a position lie together.
+            cut = None if length is None or not task.positional else said.shape[1] // label.shape[1] * length
+            taught.append(dataset.take(said, index, cut))
         each = zip(dataset.tasks, outputs, taught, labels, self.part_weights, strict=True)
         return [task.soft_loss(out, said, y, weights, parts) for task, out, said, y, parts in each]
 
@@ -451,7 +454,10 @@ class Cohort:
         real = torch.arange(index.shape[1], device=index.device) < sizes.unsqueeze(1)
         at_once = self.network.rows_at_once(VALID_CHUNK)
         parts = zip(index.split(at_once, 1), real.split(at_once, 1), strict=True)
-        return [(part, held, None if ends is None else max(1, int(ends[part.cpu()].max()))) for part, held in parts]
+        if ends is None:
+            return [(part, held, None) for part, held in parts]
+        # There are none where a member is trained again on all rows.
+        return [(part, held, max([1, *ends[part.cpu()].flatten().tolist()])) for part, held in parts]
 
 
 def lined_up(members: Sequence[Member]) -> tuple[Member, ...]:

@@ -37,7 +37,10 @@ def load_members(path: Path) -> tuple[list[Learned], dict[str, Any]]:
     """Return trained members and their info; raises RunError where the file is missing or damaged."""
     tensors, header = read(path)
     by_member = grouped(tensors)
-    held = [(Member.of(data), data["step"]) for data in header["members"]]
+    try:
+        held = [(Member.of(data), data["step"]) for data in header["members"]]
+    except KeyError:
+        raise RunError(f"{path} is of another version of mtl-bento; search again with another --out.") from None
     found = [Learned(m.spec.network, by_member.get(str(i), {}), m, step) for i, (m, step) in enumerate(held)]
     return found, header["info"]
 

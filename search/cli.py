@@ -384,7 +384,9 @@ def evaluate_command(source: str, table: str, sample_weight: str | None, as_json
         _print_json({"n_train": n_train, "sample_weight": sample_weight, "metrics": records})
     elif not quiet:
         weighed = "" if sample_weight is None else f", rows weighed by {sample_weight!r}"
-        grid = Table(title=escape(f"{source}: trained on {n_train:,} rows{weighed}"), title_justify="left")
+        again = "" if "refit" not in card else ", the locked rows of its search among them"
+        title = f"{source}: trained on {int(card.get('refit', n_train)):,} rows{again}{weighed}"
+        grid = Table(title=escape(title), title_justify="left")
         for heading in ("task", "metric", "value", "95 % interval", "rows"):
             grid.add_column(heading, overflow="fold")
         for r in records:

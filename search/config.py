@@ -100,7 +100,7 @@ class SearchSpec(Spec):
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Most that a request may take in the served model, of one row and of 64, measured on this machine."""
     student: bool = False
-    """Whether one network learns from what is served, to be tested beside it and packaged in its place."""
+    """Whether one network learns from what is served, to be tested beside it and, if wanted, packaged in its place."""
     refit: bool = False
     """Whether what is served is trained again on all rows, those of the test included, once it is tested."""
     space: dict[str, Domain] = {}

@@ -394,20 +394,6 @@ def interval(
     return compared(name, truth, scored, (), weights=weights, seed=seed)[0]
 
 
-def paired_intervals(
-    name: str,
-    truth: np.ndarray,
-    scored: np.ndarray,
-    against: np.ndarray,
-    *,
-    weights: np.ndarray | None = None,
-    seed: int = 0,
-) -> tuple[Interval, Interval]:
-    """Return the 95 % bootstrap intervals of a metric and of its difference to `against`; see `compared`."""
-    own, (difference,) = compared(name, truth, scored, [against], weights=weights, seed=seed)
-    return own, difference.interval
-
-
 def compared(
     name: str,
     truth: np.ndarray,

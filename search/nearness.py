@@ -22,6 +22,8 @@ NEARER = 0.8
 """Validation rows are too near where their distance is less than this share of that of the test rows."""
 ASKED, HELD = 1_000, 20_000
 """Rows at most whose neighbours are asked for, and among which they are looked for."""
+TWIN = 1e-9
+"""Distance below which rows are the same."""
 LEVELS = 20
 """Most frequent categories of a column that count."""
 
@@ -49,19 +51,31 @@ def as_near_as_test(protocol: Protocol, where: np.ndarray, *, seed: int) -> Prot
         where: of every row of the table, [N, P].
         seed: of the rows that are asked, where there are many.
     """
-    test = protocol.test
-    if protocol.kind != "column" or not protocol.dealt or not where.size or test[-1] - test[0] != len(test) - 1:
+    if not may_be_in_runs(protocol) or not where.size:
         return protocol
-    in_runs = runs(protocol)
+    test, in_runs = protocol.test, runs(protocol)
     to_test = _distance(where, [(protocol.learned, test)], seed)
     dealt, ordered = (_distance(where, splits, seed) for splits in (protocol.splits, in_runs))
-    if not dealt < NEARER * to_test or not abs(np.log(ordered / to_test)) < abs(np.log(max(dealt, 1e-9) / to_test)):
+    # A row's twin is at distance 0, which is as far from any other as can be.
+    off = [abs(np.log(max(distance, TWIN) / max(to_test, TWIN))) for distance in (dealt, ordered)]
+    if not dealt < NEARER * to_test or not off[1] < off[0]:
         return protocol
+    far = (
+        "and rows dealt at random have twins among the others"
+        if dealt < TWIN
+        else (f"{to_test / dealt:.1f} times as far from the others as rows dealt at random")
+    )
     note = (
-        f"the test is one run of rows, {to_test / dealt:.1f} times as far from the others as rows dealt at random: "
+        f"the test is one run of rows, {far}: "
         "validation rows are runs of consecutive rows too (`split: {runs: false}` deals them at random)"
     )
     return replace(protocol, splits=in_runs, notes=(*protocol.notes, note))
+
+
+def may_be_in_runs(protocol: Protocol) -> bool:
+    """Return whether we dealt the rows beside a test that was given and is one run of consecutive rows."""
+    test = protocol.test
+    return protocol.kind == "column" and protocol.dealt and len(test) > 0 and test[-1] - test[0] == len(test) - 1
 
 
 def runs(protocol: Protocol) -> tuple[Split, ...]:

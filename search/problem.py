@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,10 @@ from mtl_bento.network import Inputs
 from mtl_bento.schema import Schema
 from mtl_bento.tasks._base import TASKS, Task
 from mtl_bento_search.config import Config, DataSpec, target_options
-from mtl_bento_search.inference import LeftOut, infer
+from mtl_bento_search.inference import Inference, LeftOut, infer
 from mtl_bento_search.leaks import suspicions
 from mtl_bento_search.metrics import METRICS
-from mtl_bento_search.nearness import as_near_as_test, points, runs
+from mtl_bento_search.nearness import as_near_as_test, may_be_in_runs, points, runs
 from mtl_bento_search.protocol import Protocol, looks_like_split, make_protocol
 
 FEW_LABELS = 10
@@ -96,23 +96,13 @@ def make_problem(
     other_splits = [c for c in table.column_names if c not in {*service, *config.inputs} and looks_like_split(table, c)]
     coarse = [_coarse(table[name], name) for name in targets]
     protocol = make_protocol(config.split, table, coarse, seed=config.search.seed, roles=roles)
-    learned = protocol.learned
-    inference = infer(
-        table,
-        overrides=config.inputs,
-        targets=tuple(targets),
-        ignore=tuple({*config.ignore, *service, *other_splits} - set(targets)),
-        rows=learned,
-    )
-    if not inference.schema.columns:
-        raise SchemaError("No column is left as an input; give some a kind in mtl.yaml, `inputs: {name: categorical}`.")
-    tasks = tuple(make_task(name, options, table[name], learned=learned) for name, options in targets.items())
-    tasks = tuple(task.settled(inference.schema.columns) for task in tasks)
-    schema = suited(inference.schema, tasks, table, rows=learned, chosen=config.inputs)
-    placed = _placed(tasks, schema, table, np.arange(table.num_rows))
-    labels = [task.encode(table[task.name]) for task in placed]
-    blocks = schema.encode(table)
-    protocol = _near(config, protocol, blocks, tasks, labels, weights)
+    ignore = {*config.ignore, *service, *other_splits} - set(targets)
+    found = _inferred(config, table, targets, ignore, protocol.learned)
+    near = _near(config, protocol, found, weights)
+    if not np.array_equal(near.learned, protocol.learned):
+        found = _inferred(config, table, targets, ignore, near.learned)
+    protocol, learned = near, near.learned
+    inference, tasks, schema, labels, blocks = found
     _check_splits(tasks, labels, protocol, weights)
     inputs = Inputs.fit(schema.blocks, {b: torch.from_numpy(v[learned]) for b, v in blocks.items()})
     dataset = Dataset.build(
@@ -135,6 +125,31 @@ def make_problem(
         ),
         digest(table),
     )
+
+
+class _Inferred(NamedTuple):
+    """What is known of the columns from the rows that are learned."""
+
+    inference: Inference
+    tasks: tuple[Task[Any], ...]
+    schema: Schema
+    labels: list[np.ndarray]
+    blocks: dict[str, np.ndarray]
+
+
+def _inferred(
+    config: Config, table: pa.Table, targets: Mapping[str, Any], ignore: Collection[str], learned: np.ndarray
+) -> _Inferred:
+    """Return tasks, schema and encoded rows; raises SchemaError where no column is left as an input."""
+    inference = infer(table, overrides=config.inputs, targets=tuple(targets), ignore=tuple(ignore), rows=learned)
+    if not inference.schema.columns:
+        raise SchemaError("No column is left as an input; give some a kind in mtl.yaml, `inputs: {name: categorical}`.")
+    tasks = tuple(make_task(name, options, table[name], learned=learned) for name, options in targets.items())
+    tasks = tuple(task.settled(inference.schema.columns) for task in tasks)
+    schema = suited(inference.schema, tasks, table, rows=learned, chosen=config.inputs)
+    placed = _placed(tasks, schema, table, np.arange(table.num_rows))
+    labels = [task.encode(table[task.name]) for task in placed]
+    return _Inferred(inference, tasks, schema, labels, schema.encode(table))
 
 
 def make_task(
@@ -295,23 +310,21 @@ def _coarse(values: pa.ChunkedArray, name: str) -> np.ndarray:
     return np.asarray(codes.to_numpy(zero_copy_only=False))
 
 
-def _near(
-    config: Config,
-    protocol: Protocol,
-    blocks: Mapping[str, np.ndarray],
-    tasks: Sequence[Task[Any]],
-    labels: Sequence[np.ndarray],
-    weights: np.ndarray | None,
-) -> Protocol:
-    """Return the protocol in runs of rows where that is asked for, or where it is more like the test."""
-    if config.split.runs is False:
-        return protocol
+def _near(config: Config, protocol: Protocol, found: _Inferred, weights: np.ndarray | None) -> Protocol:
+    """Return the protocol in runs of rows where that is asked for, or where it is more like the test.
+
+    Raises SpecError where runs are asked for and the validation rows are given.
+    """
     if config.split.runs:
-        return replace(protocol, splits=runs(protocol)) if protocol.dealt else protocol
-    where = points({block: values for block, values in blocks.items() if not has_positions(block)})
+        if not protocol.dealt:
+            raise SpecError("split: runs: true deals validation rows, and yours are given; leave out one or the other.")
+        return replace(protocol, splits=runs(protocol), notes=(*protocol.notes, "validation rows are runs of rows"))
+    if config.split.runs is False or not may_be_in_runs(protocol):
+        return protocol
+    where = points({block: values for block, values in found.blocks.items() if not has_positions(block)})
     nearer = as_near_as_test(protocol, where, seed=config.search.seed)
     try:
-        _check_splits(tasks, labels, nearer, weights)
+        _check_splits(found.tasks, found.labels, nearer, weights)
     except SchemaError:  # a label that lies in one run only
         return protocol
     return nearer
@@ -352,7 +365,7 @@ def _absent(tasks: Sequence[Task[Any]], encoded: Sequence[np.ndarray], protocol:
     for task, labels in zip(tasks, encoded, strict=True):
         if labels.ndim > 1 or labels.dtype.kind != "i":  # numbers, or no labels of rows
             continue
-        unseen = [np.setdiff1d(labels[valid], [-1, *labels[train]]) for train, valid in protocol.splits]
+        unseen = [np.setdiff1d(labels[valid], np.append(labels[train], -1)) for train, valid in protocol.splits]
         if n := len(np.unique(np.concatenate(unseen))):
             folds = listing(str(i + 1) for i, missing in enumerate(unseen) if len(missing))
             where = f", in fold {folds}" if len(protocol.splits) > 1 else ""

@@ -64,7 +64,8 @@ def _networks(driver: Driver, choice: Choice) -> dict[str, Learned] | None:
         trained = sitting.trained_on(all_rows(sitting.problem), again, seed=stable_seed(sitting.seed, "refit"))
         if trained is None:
             return None
-        held |= dict(zip(waiting, trained, strict=True))
+        # One that came to no finite parameters this time stays as it was tested.
+        held |= {key: new if new.finite else old for (key, old), new in zip(waiting.items(), trained, strict=True)}
         save_members(path, list(held.values()), {"keys": list(held)})
     return held
 

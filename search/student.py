@@ -2,11 +2,12 @@
 
 Knowledge distillation (Hinton et al., 2015) with teacher annealing (Clark et al., BAM, ACL 2019): the loss goes over
 from the teacher's answers to the labels while the student trains. Where BAM's teachers answer rows that they learned,
-ours answer each row by members that did not learn it, wherever there are such.
+ours answer each row by members that did not learn it, wherever there are such: the networks of a holdout learned it.
 
 With folds there is a student of each: they say which step is best, and what is answered out of fold, by which the
-student is calibrated. The one that is tested and kept has learned all of their rows up to that step. (What a fold's
-teacher knows of its rows it has by way of other rows' answers: a small lead, in the choice of a step alone.)
+student is calibrated. The one that is tested and kept has learned all of their rows up to that step. (A fold's teachers
+learned the rows that it validates on, and their answers on its training rows carry some of that over: a small lead, in
+the choice of a step and in the calibration.)
 
 Letters: N rows of the table, T tasks, V validation rows of all splits together, O numbers of an answer.
 """
@@ -83,6 +84,8 @@ def learn_again(driver: Driver, arms: Arms, student: Student, rows: np.ndarray) 
     trained = sitting.trained_on(rows, [member], seed=stable_seed(sitting.seed, "student again"))
     if trained is None:
         return None
+    if not trained[0].finite:  # it stays as it was tested
+        trained = [student.network]
     save_members(path, trained, {})
     return trained[0]
 
@@ -148,4 +151,6 @@ def _trained(driver: Driver, spec: MemberSpec, ordinal: int) -> list[Learned] | 
     best = max(scores, key=lambda step: (scores[step], -step))
     member = Member(spec, stable_seed(sitting.seed, "student", ordinal), until=best)
     kept = sitting.trained_on(sitting.problem.protocol.learned, [member], seed=stable_seed(sitting.seed, "student"))
+    if kept is not None and not kept[0].finite:  # beyond what the folds show: the first of theirs
+        kept = folds[:1]
     return None if kept is None else [*folds, *kept]

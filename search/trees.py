@@ -147,7 +147,9 @@ def learnable(problem: Problem, t: int) -> bool:
 
 
 def again(problem: Problem, held: Trees, rows: np.ndarray, *, features: Tensor, seed: int, n_workers: int = 1) -> Trees:
-    """Return the trees of a task with forests of all rows [B], of the same parameters, rounds and number.
+    """Return the trees of a task with forests of all rows [B], of the same parameters and rounds.
+
+    They are as many, or one where their parameters draw no rows or inputs at random: others would be the same.
 
     Their seeds differ, the first one's is that of the tuning. Margins, which are out of fold, stay. `features` and
     `seed` are those of `tune`.
@@ -238,7 +240,7 @@ class _Turns:
     def _first_over(self, study: _Study) -> Callable[[], bool]:
         """Return what says that the first trial of a study has had its time.
 
-        That is half of its share of what is left, training it again being the other half: tasks after it need theirs.
+        That is what its share of what is left has beside training it again: tasks after it need theirs.
         """
         waiting = sum(not other.n_trials for other in self._studies)
         share = self._left() * self._side_by_side / max(self._side_by_side, waiting)
@@ -463,8 +465,10 @@ class _Study:
         return Trees(self.task.name, forests, margins.astype(np.float32), params, judged, self.n_trials)
 
     def again(self, params: dict[str, Any], rows: np.ndarray, *, n: int) -> tuple[Forest, ...]:
-        """Return n forests of rows [B], by the parameters of `Trees`, rounds among them."""
+        """Return n forests of rows [B], by the parameters of `Trees`, rounds among them; one where nothing is drawn."""
         own = {name: value for name, value in params.items() if name != "rounds"}
+        drawn = own["bagging_fraction"] < 1 or own["feature_fraction"] < 1 or own["extra_trees"]
+        n = n if drawn else 1
         boosters = [self._trained(own, rows, int(params["rounds"]), later=i) for i in range(n)]
         return tuple(compile(booster, self.task.name, bias=self._constant(rows)) for booster in boosters)
 

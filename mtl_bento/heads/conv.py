@@ -50,7 +50,7 @@ class ConvHead(Head[ConvHeadSpec]):
     ) -> None:
         super().__init__(specs, fan_in, n_outputs, inner, generators)
         outputs, widths = [n_outputs] * len(specs), [spec.width for spec in specs]
-        self.length, self.lattice = length, Lattice(length, grid)
+        self.lattice = Lattice(length, grid)
         self.linear = StackedLinear(fan_in, outputs, inner=inner, generators=generators)
         self.first = StackedConvolution(fan_in, widths, offsets=self.lattice.offsets, generators=generators)
         self.second = StackedLinear(widths, outputs, inner=inner, bias=False, generators=generators)

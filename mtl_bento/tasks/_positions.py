@@ -53,16 +53,18 @@ class PositionsTask(Task[AnySpec]):
     def soft_losses(self, outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
         """outputs [K, M, B, L, O], answers [K or 1, 1, B, L * O] -> nats [K, M, B].
 
-        The mean of a row's known positions; of a row without any, that of all.
+        The mean of a row's known positions; of a row without any, that of all. Answers are NaN where there is none.
         """
         table = answers.unflatten(-1, outputs.shape[-2:])  # [K or 1, 1, B, L, O]
+        real = ~table.isnan().any(-1)
+        table = table.nan_to_num()
         if self.n_outputs == 1:
             logit = outputs.squeeze(-1)
             losses = softplus(logit) - logit * table.squeeze(-1)
         else:
             losses = -(outputs.log_softmax(-1) * table).sum(-1)
         known = targets >= 0
-        return _row_means(losses, known | ~known.any(-1, keepdim=True))
+        return _row_means(losses, known | (real & ~known.any(-1, keepdim=True)))
 
     def activate(self, outputs: Tensor) -> Tensor:
         """outputs [..., L, O] -> probabilities side by side [..., L * O], those of a position together."""

@@ -21,7 +21,9 @@ PHASES = {
     "search": "the trials",
     "trees": "boosted trees of each target",
     "finals": "the best configurations for each target alone and for groups; who serves",
+    "student": "one network that learns from what is served",
     "test": "the locked rows, once",
+    "refit": "what is served, again on all rows",
     "report": "writing the model, importance, this page",
 }
 """What a phase of a run is for."""

@@ -249,7 +249,9 @@ def what_mattered(facts: Facts) -> Html:
 def _settled(held: dict[str, Any]) -> Html:
     """Return which ranks can be trusted, in a sentence."""
     k, ranked_ = held["settled"], [record["name"] for record in held["ranked"]]
-    if k is None or k > MOST_NAMED:
+    if k is not None and k > MOST_NAMED:
+        return join(f"The first {k} matter most, in at least 19 of 20 draws of the trials; the order is not settled.")
+    if k is None:
         return join(
             "No rank is settled: which setting matters most changes with the trials that are looked at. Take the list "
             "as a hint only",

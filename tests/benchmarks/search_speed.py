@@ -246,10 +246,10 @@ def stack(data: Set, spec: MemberSpec) -> tuple[Callable[[], None], int]:
     cohort = Cohort(Stack(tuple(Member(spec, seed=k) for k in range(n)), 0), dataset)
     generator = torch.Generator(dataset.device).manual_seed(0)
     cohort.network.set_generator(generator)
-    cohort._run = cohort._runner(dataset, generator)
+    runner = cohort._runner(dataset, generator)
 
     def run() -> None:
-        cohort._train(dataset, cohort.step + STEPS, never)
+        cohort._train(dataset, runner, cohort.step + STEPS, never)
 
     return run, n
 

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 
 from mtl_bento.tasks._base import TASKS
 from mtl_bento.tasks.tagging import Entity, Tagged
-from mtl_bento_search.metrics import METRICS, interval, measure, paired_intervals
+from mtl_bento_search.metrics import METRICS, compared, interval, measure
 
 TRUTH = np.array([0, 0, 1, 1, -1])
 SCORED = np.array([[0.9, 0.1], [0.4, 0.6], [0.65, 0.35], [0.2, 0.8], [0.0, 1.0]])
@@ -60,11 +60,11 @@ def test_a_paired_interval_is_positive_where_the_first_is_better_whichever_way_t
     truth = rng.normal(size=400)
     good, bad = truth + rng.normal(0, 0.1, 400), truth + rng.normal(0, 1.0, 400)
     for name in ("rmse", "r2"):
-        low, high = paired_intervals(name, truth, good, bad)[1]
+        low, high = compared(name, truth, good, [bad])[1][0].interval
         assert 0 < low < high
-        low, high = paired_intervals(name, truth, bad, good)[1]
+        low, high = compared(name, truth, bad, [good])[1][0].interval
         assert low < high < 0
-    assert paired_intervals("rmse", truth, good, good)[1] == (0.0, 0.0)
+    assert compared("rmse", truth, good, [good])[1][0].interval == (0.0, 0.0)
 
 
 def answers_of(name: str, n: int) -> tuple[np.ndarray, np.ndarray]:

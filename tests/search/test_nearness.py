@@ -108,3 +108,32 @@ def test_a_label_that_lies_in_one_run_only_keeps_rows_dealt() -> None:
 def test_runs_of_a_split_that_deals_no_rows_are_one_line() -> None:
     with pytest.raises(SpecError, match="runs are of rows that are dealt"):
         parse_config({"targets": {"y": {}}, "split": {"kind": "time", "column": "t", "runs": True}}, where="mtl.yaml")
+
+
+def test_runs_beside_validation_rows_that_are_given_are_one_line() -> None:
+    frame = walk(300).assign(split=["train"] * 200 + ["val"] * 40 + ["test"] * 60)
+    given = {"kind": "column", "column": "split", "runs": True, "folds": 0}
+    config = Config.model_validate({"targets": {"y": {}}, "split": given})
+    with pytest.raises(SpecError, match="yours are given"):
+        make_problem(config, data=frame)
+
+
+def test_rows_that_lie_twice_in_a_table_have_twins_among_the_others() -> None:
+    rows = np.repeat(np.random.default_rng(0).normal(size=(200, 3)).cumsum(0), 2, 0)
+    ordered = as_near_as_test(dealt(400, 80), points({"numeric": rows.astype(np.float32)}), seed=0)
+    assert "rows dealt at random have twins among the others" in ordered.notes[0]
+    assert [len(valid) for _, valid in ordered.splits] == [64] * 5
+
+
+def test_a_table_without_a_test_keeps_its_split() -> None:
+    protocol = dealt(20, 0)
+    assert as_near_as_test(protocol, points({"numeric": np.arange(20, dtype=np.float32)[:, None]}), seed=0) is protocol
+
+
+def test_what_is_known_of_the_columns_comes_from_the_rows_that_learn_in_runs() -> None:
+    # One holdout: in runs the last rows validate, and nobody learned their category.
+    frame = walk(6000).assign(late=["early"] * 4400 + ["late"] * 1600, split=["train"] * 5000 + ["test"] * 1000)
+    config = Config.model_validate({"targets": {"y": {}}, "split": {"kind": "column", "column": "split", "runs": True}})
+    problem = make_problem(config, data=frame)
+    assert int(problem.protocol.learned.max()) < 4400
+    assert [held.name for held in problem.left_out] == ["late"]
