@@ -53,8 +53,8 @@ def pick(
         most: picks, and candidates with a share, at most.
         gain: the share of the loss that a pick must save, the first excepted.
         drawn: from 0 to 1, how far shares are drawn towards equal ones of the best candidate of each kind that is not
-            `FAR` off. They are left as they were picked where that is clearly better, where there is one such kind, and
-            where more than `most` would have a share.
+            `FAR` off. They are left as they were picked where that is clearly better, where one that learned alone was
+            picked alone, where there is one such kind, and where more than `most` would have a share.
 
     Raises:
         ValueError: no candidate has finite answers.
@@ -75,7 +75,10 @@ def pick(
     def mixed(shares: np.ndarray) -> np.ndarray:
         return loss(np.asarray(sum(shares[k] * a for k, a in held.items() if shares[k])))
 
-    chosen = _equal(len(answers), _greedy(held, means, lambda a: rows.mean(loss(a)), most=most, gain=gain))
+    picked = _greedy(held, means, lambda a: rows.mean(loss(a)), most=most, gain=gain)
+    chosen = _equal(len(answers), picked)
+    if len(set(picked)) == 1 and kinds[picked[0]] in ALONE:
+        return chosen
     blended = mixed(chosen)
     near = [k for k in firsts if means[k] <= FAR * min(means.values())]
     towards = (1 - drawn) * chosen + drawn * _equal(len(answers), near)

@@ -54,8 +54,15 @@ def test_shares_are_not_drawn_towards_a_kind_half_again_as_bad_though_few_rows_t
     truth = np.zeros((100, 1))
     best, far, near = np.zeros((3, 100, 1))
     best[:2, 0], far[:2, 0], near[:2, 0] = (10, 5), (14, 3), (13, 3.1)
-    assert pick([best, far], ["trees", "shared"], squared(truth)).tolist() == [1, 0]
-    assert pick([best, near], ["trees", "shared"], squared(truth)).tolist() == [0.875, 0.125]
+    assert pick([best, far], ["offset", "shared"], squared(truth)).tolist() == [1, 0]
+    assert pick([best, near], ["offset", "shared"], squared(truth)).tolist() == [0.875, 0.125]
+
+
+@pytest.mark.parametrize(("kind", "shares"), [("trees", [1, 0]), ("single", [1, 0]), ("offset", [0.875, 0.125])])
+def test_what_learned_alone_and_gains_by_no_mixing_stays_alone(kind: str, shares: list[float]) -> None:
+    # Half of each is .5 % worse; an eighth of the other costs .1 %.
+    truth = np.zeros((100, 1))
+    assert pick([truth + 1, truth + 1.005], [kind, "shared"], squared(truth)).tolist() == shares
 
 
 def test_shares_are_not_drawn_where_that_would_take_more_candidates_than_allowed() -> None:
