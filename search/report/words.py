@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -296,4 +297,5 @@ def who_serves(task: Comparison) -> str:
 
 def where(task: Comparison, against: Against) -> str:
     """Return at which configuration an opponent stands: "at trial 8" out of "single-task NAME at trial 8"."""
-    return against.name.removeprefix(f"single-task {task.name}").strip() or "at the defaults"
+    networks = rf"single-task {re.escape(task.name)}(?: (at trial \d+))?(?:, (seed \d+))?"
+    return re.sub(networks, lambda found: found[1] or found[2] or "at the defaults", against.name)

@@ -8,6 +8,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -20,7 +21,18 @@ from mtl_bento_search.report.bars import forest_reach
 from mtl_bento_search.report.html import el, names, prose
 from mtl_bento_search.report.network import MOST_HEADS, gather
 from mtl_bento_search.report.reading import Comparison, Facts, front
-from mtl_bento_search.report.words import between, clipped, duration, figure, headline, percent, sentence, short, signed
+from mtl_bento_search.report.words import (
+    between,
+    clipped,
+    duration,
+    figure,
+    headline,
+    percent,
+    sentence,
+    short,
+    signed,
+    where,
+)
 from mtl_bento_search.run import RESULT_VERSION
 
 HOSTILE = [
@@ -631,3 +643,16 @@ def test_elements_escape_what_is_not_markup() -> None:
     assert prose("a ` b") == "a ` b"
     assert names(["a", "b", "c"]) == "<bdi>a</bdi>, <bdi>b</bdi> and <bdi>c</bdi>"
     assert names(["a", "b", "c"], most=1) == "<bdi>a</bdi> and 2 more"
+
+
+def test_an_opponent_is_told_by_its_configurations() -> None:
+    task: Any = SimpleNamespace(name="air (1)")
+    for name, said in {
+        "single-task air (1)": "at the defaults",
+        "single-task air (1), seed 2": "seed 2",
+        "single-task air (1) at trial 8": "at trial 8",
+        "single-task air (1), seed 2 (50 %), single-task air (1) at trial 8 (50 %)": "seed 2 (50 %), at trial 8 (50 %)",
+        "trees air (1)": "trees air (1)",
+    }.items():
+        against: Any = SimpleNamespace(name=name)
+        assert where(task, against) == said
