@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from mtl_bento import artifact, wire
 from mtl_bento import table as tables
 from mtl_bento.encoders._base import Encoder
-from mtl_bento.errors import ArtifactError, MtlBentoError, SpecError
+from mtl_bento.errors import ArtifactError, MtlBentoError, SpecError, UnknownKindError, listing
 from mtl_bento.forest import Forest
 from mtl_bento.network import Inputs, NetworkSpec, Trained, answer_sizes, rows_at_once, stacks
 from mtl_bento.schema import Schema
@@ -247,6 +248,12 @@ class Model:
             members = tuple(_member(entry, _under(tensors, f"members.{i}.")) for i, entry in entries)
             inputs = Inputs({block: schema.blocks[block] for block in manifest["blocks"]}, fitted)
             return cls(schema, tasks, inputs, members, np.array(manifest["blend"]), manifest["card"])
+        except UnknownKindError as error:
+            missing = [line for line in manifest["card"].get("requires", []) if not _installed(line)]
+            if not missing:
+                raise
+            words = f"Model {folder} needs {listing(missing)}, not installed here; install it"
+            raise ArtifactError(f"{words} ({str(error).split('. ')[0]}).") from None
         except MtlBentoError:
             raise
         except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -314,6 +321,14 @@ class _Trees:
 def _described(member: Trained | Forest) -> dict[str, Any]:
     """Return a member as the manifest has it: the spec of a network, or the task of a forest."""
     return {"forest": member.task} if isinstance(member, Forest) else member.spec.model_dump(mode="json")
+
+
+def _installed(required: str) -> bool:
+    """Return whether there is a distribution of that name, of "name==version"."""
+    try:
+        return bool(distribution(required.partition("==")[0]))
+    except PackageNotFoundError:
+        return False
 
 
 def _member(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Trained | Forest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
@@ -67,7 +67,8 @@ class Registry(Generic[Built]):
         try:
             return spec.model_validate(dict(data))
         except ValidationError as error:
-            raise SpecError(one_line(error, where=f"{self.family} {data.get('kind')!r}")) from None
+            where = f"{self.family} {data.get('kind')!r}"
+            raise SpecError(one_line(error, where=where, allowed=spec.model_fields)) from None
 
     def spec_class(self, kind: str) -> type[Spec]:
         """Return the spec class of a kind; raises UnknownKindError with the kinds there are."""
@@ -119,7 +120,7 @@ class Registry(Generic[Built]):
             entry.load()
         except (ImportError, AttributeError) as error:
             raise SpecError(
-                f"{brought_by} brings the {self.family} {entry.name!r}, but {entry.value} "
+                f"{brought_by} brings a {self.family} by its entry point {entry.name!r}, but {entry.value} "
                 f"cannot be imported ({error}); mend or uninstall it."
             ) from error
         if entry.dist is not None:
@@ -127,11 +128,13 @@ class Registry(Generic[Built]):
             self._origins |= dict.fromkeys(set(self._specs) - before, (entry.dist.name, entry.dist.version))
 
 
-def one_line(error: ValidationError, *, where: str) -> str:
-    """Return the first complaint of a pydantic error as one sentence."""
+def one_line(error: ValidationError, *, where: str, allowed: Collection[str] = ()) -> str:
+    """Return the first complaint of a pydantic error as one sentence; `allowed` are the keys at the top."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "is not a known key"
+        if len(first["loc"]) == 1 and allowed:
+            message += f"{nearest(place, allowed) or '.'} Allowed: {listing(allowed)}"
     return f"{where}: {place + ': ' if place else ''}{message}."

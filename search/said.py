@@ -15,7 +15,10 @@ def after_the_test(result: dict[str, Any]) -> list[str]:
         )
     if (student := result.get("student")) is not None:
         ours, own = student["model"], student["student"]
-        took = [f"{own['latency_ms'][n]:.2g} ms (not {ours['latency_ms'][n]:.2g}) for {rows}" for n, rows in _REQUESTS]
+        took = [
+            f"{_digits(own['latency_ms'][n])} ms (not {_digits(ours['latency_ms'][n])}) for {rows}"
+            for n, rows in _REQUESTS
+        ]
         said.append(
             f"The student, one network at trial {student['trial']}, takes {' and '.join(took)}, and "
             f"{_kilobytes(own)} kB (not {_kilobytes(ours)}); what it costs stands beside each target."
@@ -25,6 +28,11 @@ def after_the_test(result: dict[str, Any]) -> list[str]:
 
 _REQUESTS = (("1", "one row"), ("64", "64 rows"))
 """Those whose latency is measured, in words."""
+
+
+def _digits(took: float) -> str:
+    """Return milliseconds with two digits at least, and none behind the point from ten on."""
+    return f"{took:,.0f}" if took >= 10 else f"{took:.2g}"
 
 
 def _kilobytes(size: dict[str, Any]) -> str:

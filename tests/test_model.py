@@ -404,6 +404,18 @@ def test_a_kind_from_a_package_that_is_not_installed_is_named(folder: Path) -> N
         Model.load(folder)
 
 
+def test_the_package_that_brings_a_missing_kind_is_named(folder: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["members"][0]["trunk"].update(kind="gated")
+        manifest["card"]["requires"] = ["my-trunks==0.1", "torch==2"]
+
+    edit(folder, change)
+    with pytest.raises(
+        ArtifactError, match=r"needs my-trunks==0\.1, not installed here; install it \(There is no trunk 'gated'\)\.$"
+    ):
+        Model.load(folder)
+
+
 def test_a_newer_format_is_an_artifact_error(folder: Path) -> None:
     edit(folder, lambda manifest: manifest.update(format_version=2))
     with pytest.raises(ArtifactError, match="has format version 2; this mtl-bento reads 1"):

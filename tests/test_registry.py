@@ -88,8 +88,9 @@ def test_a_wrong_value_is_named_in_one_line(data: dict[str, Any], message: str) 
 
 
 def test_an_unknown_key_is_named() -> None:
-    with pytest.raises(SpecError, match=r"^trunk 'mlp': widht: is not a known key\.$"):
+    with pytest.raises(SpecError, match=r"^trunk 'mlp': widht: is not a known key; did you mean 'width'\?") as error:
         TRUNKS.parse({"kind": "mlp", "widht": 3})
+    assert str(error.value).endswith("Allowed: kind, shared_depth, width, dropout, activation.")
 
 
 def test_a_kind_given_by_its_name_alone_is_refused_in_one_line() -> None:

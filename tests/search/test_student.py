@@ -100,6 +100,18 @@ def test_what_it_costs_is_said(both: Run) -> None:
     assert f"trained again on all {ROWS}" in both.student.card_text()
 
 
+def test_milliseconds_are_said_in_digits() -> None:
+    sizes = [
+        {"parameters": 1, "bytes": size, "latency_ms": {"1": one, "64": many}}
+        for size, one, many in ((9_251_000, 8.16, 123.4), (276_000, 1.04, 3.66))
+    ]
+    (said,) = after_the_test({"student": {"trial": 3, "model": sizes[0], "student": sizes[1]}})
+    assert said == (
+        "The student, one network at trial 3, takes 1 ms (not 8.2) for one row and 3.7 ms (not 123) for 64 rows, and "
+        "276 kB (not 9,251); what it costs stands beside each target."
+    )
+
+
 def test_a_refit_changes_what_is_served_and_nothing_that_is_said_of_it(both: Run, tmp_path: Path) -> None:
     plain = tiny(tmp_path / "run", student=True)
     ignored = dict.fromkeys(("phases_s", "elapsed_s", "refit", "chosen_by", "student", "network", "model"))
