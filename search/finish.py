@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from mtl_bento.artifact import remove_folder
 from mtl_bento.errors import listing
 from mtl_bento.forest import Forest
+from mtl_bento.model import Model
 from mtl_bento.network import Trained
 from mtl_bento.tasks._base import Task
 from mtl_bento.training import Learned
@@ -144,7 +145,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
             "refit": None if again is None else {"rows": len(all_rows(problem))},
         }
         tested_model = served_model(spec, problem, choice, records, tasks)
-        model = tested_model if again is None else trained_again(tested_model, again.choice.members, result["refit"])
+        model = tested_model if again is None else again.served(tested_model, result["refit"])
         model.save(folder.path / MODEL)
         result["student"] = None
         if student is None:
@@ -152,7 +153,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         else:
             small = student_model(spec, problem, student, answered["student"])
             if again is not None and again.student is not None:
-                small = trained_again(small, [again.student], result["refit"])
+                small = trained_again(small, [again.student], small.blend, result["refit"])
             small.save(folder.path / STUDENT)
             sizes = {
                 name: size_of(folder.path / name, held, problem.table)
@@ -176,6 +177,10 @@ class _Again:
 
     choice: Choice
     student: Learned | None
+
+    def served(self, tested: Model, refitted: dict[str, int]) -> Model:
+        """Return the served model, given the one that was tested; a forest may stand for several."""
+        return trained_again(tested, self.choice.members, self.choice.blend, refitted)
 
 
 def kept_share(search: SearchSpec) -> float:

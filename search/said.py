@@ -20,7 +20,7 @@ def after_the_test(result: dict[str, Any]) -> list[str]:
             for n, rows in _REQUESTS
         ]
         said.append(
-            f"The student, one network at trial {student['trial']}, takes {' and '.join(took)}, and "
+            f"The student, one network configured as trial {student['trial']}, takes {' and '.join(took)}, and "
             f"{_kilobytes(own)} kB (not {_kilobytes(ours)}); what it costs stands beside each target."
         )
     return said

@@ -76,10 +76,12 @@ def student_model(spec: dict[str, Any], problem: Problem, student: Student, arm:
     return make_model(problem, [student.network], np.ones((len(tasks), 1)), card=card, tasks=tasks)
 
 
-def trained_again(model: Model, members: Sequence[Trained | Forest], refitted: dict[str, int]) -> Model:
-    """Return a model with other members in the places of its own, and a card that says so."""
+def trained_again(
+    model: Model, members: Sequence[Trained | Forest], blend: np.ndarray, refitted: dict[str, int]
+) -> Model:
+    """Return a model with other members, of which some stand for several, their blend, and a card that says so."""
     held = tuple(member.cpu() for member in members)
-    return replace(model, members=held, card=model.card | {"refit": refitted["rows"]})
+    return replace(model, members=held, blend=blend, card=model.card | {"refit": refitted["rows"]})
 
 
 def size_of(folder: Path, model: Model, table: pa.Table) -> dict[str, Any]:

@@ -372,7 +372,7 @@ def test_a_row_holds_figures_intervals_rows_and_who_serves(tmp_path: Path) -> No
         "a accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 trial 1 (75 %), single-task a (25 %) "
         "0.9482 ~ Inconclusive at the defaults −0.0024 (−0.0071 to +0.0024) these rows could have shown 0.0050 "
         "b accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 single-task b "
-        "0.9482 ◆ Same network at the defaults"
+        "0.9482 ◆ Same at the defaults"
     ) in page.text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mtl_bento.errors import RunError
 from mtl_bento.forest import Forest
 from mtl_bento.network import Trained
 from mtl_bento_search import finish as ending
+from mtl_bento_search import trees
 from mtl_bento_search.arms import Arms
 from mtl_bento_search.checkpoints import load_members
 from mtl_bento_search.run import Run
@@ -92,7 +94,7 @@ def test_the_students_own_answers_calibrate_it(both: Run) -> None:
 def test_what_it_costs_is_said(both: Run) -> None:
     refitted, student = after_the_test(both.result)
     assert refitted.startswith(f"What is served was trained again on all {ROWS} rows after the test: ")
-    assert student.startswith(f"The student, one network at trial {both.result['student']['trial']}, takes ")
+    assert student.startswith(f"The student, one network configured as trial {both.result['student']['trial']}, takes ")
     assert "what it costs" in (both.folder / "report.html").read_text()
     card = both.model.card_text()
     assert f"After the test it was trained again on all {ROWS}: the figures are those of before." in card
@@ -107,8 +109,8 @@ def test_milliseconds_are_said_in_digits() -> None:
     ]
     (said,) = after_the_test({"student": {"trial": 3, "model": sizes[0], "student": sizes[1]}})
     assert said == (
-        "The student, one network at trial 3, takes 1 ms (not 8.2) for one row and 3.7 ms (not 123) for 64 rows, and "
-        "276 kB (not 9,251); what it costs stands beside each target."
+        "The student, one network configured as trial 3, takes 1 ms (not 8.2) for one row and 3.7 ms "
+        "(not 123) for 64 rows, and 276 kB (not 9,251); what it costs stands beside each target."
     )
 
 
@@ -138,6 +140,22 @@ def test_what_is_trained_again_has_its_own_configuration_seed_and_steps(both: Ru
     for member in again:
         assert member.step == member.member.until
         assert (member.member.spec, member.member.seed, member.step) in recipes
+
+
+def test_one_forest_of_all_rows_has_the_share_of_those_that_it_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trees.again
+
+    def alike(*given: Any, **options: Any) -> trees.Trees:  # as where parameters draw no rows or inputs at random
+        grown = original(*given, **options)
+        return replace(grown, forests=grown.forests[:1])
+
+    monkeypatch.setattr(trees, "again", alike)
+    model = tiny(tmp_path / "run", refit=True, max_members=1).model
+    assert [member.task for member in model.members if isinstance(member, Forest)]
+    assert model.blend.shape == (len(NAMES), len(model.members))
+    np.testing.assert_allclose(model.blend.sum(1), 1, rtol=1e-12)
 
 
 def test_options_taken_back_or_added_train_only_what_is_missing(both: Run, tmp_path: Path) -> None:
