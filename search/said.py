@@ -15,9 +15,9 @@ def after_the_test(result: dict[str, Any]) -> list[str]:
         )
     if (student := result.get("student")) is not None:
         ours, own = student["model"], student["student"]
-        took = [f"{own['latency_ms'][n]:.2g} ms (not {ours['latency_ms'][n]:.2g}) for {rows}" for n, rows in _REQUESTS]
+        took = [f"{_ms(own, n)} ms (not {_ms(ours, n)}) for {rows}" for n, rows in _REQUESTS]
         said.append(
-            f"The student, one network at trial {student['trial']}, takes {' and '.join(took)}, and "
+            f"The student, one network configured as trial {student['trial']}, takes {' and '.join(took)}, and "
             f"{_kilobytes(own)} kB (not {_kilobytes(ours)}); what it costs stands beside each target."
         )
     return said
@@ -25,6 +25,15 @@ def after_the_test(result: dict[str, Any]) -> list[str]:
 
 _REQUESTS = (("1", "one row"), ("64", "64 rows"))
 """Those whose latency is measured, in words."""
+
+
+def rounded(value: float) -> str:
+    """Return a number of two significant digits, as one reads it: 1.8, 23, 270."""
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _ms(size: dict[str, Any], n: str) -> str:
+    return rounded(size["latency_ms"][n])
 
 
 def _kilobytes(size: dict[str, Any]) -> str:

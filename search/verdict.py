@@ -46,7 +46,7 @@ NOUNS = {
     "single_task": "single-task networks",
     "ensemble": "single-task ensembles",
     "trees": "tuned trees",
-    "student": "answers of the student",
+    "student": "the student's answers",
 }
 """The same in a sentence."""
 ARMS = {

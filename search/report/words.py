@@ -35,7 +35,7 @@ class Verdict:
 VERDICTS = {
     BETTER: Verdict("Better", "good", "▲"),
     WORSE: Verdict("Worse", "bad", "▼"),
-    SAME: Verdict("Same network", "kept", "◆"),
+    SAME: Verdict("Same", "kept", "◆"),
     TIED: Verdict("Tie", "even", "="),
     INCONCLUSIVE: Verdict("Inconclusive", "even", "~"),
     UNKNOWN: Verdict("Not measurable", "even", "?"),
@@ -242,7 +242,7 @@ def _compared(against: Against, opponent: str, *, alone: bool, brief: bool) -> s
     if alone and opponent == "single_task":
         other = "the network at the defaults"
     if against.verdict == SAME:
-        return f"answered by {other} itself"
+        return f"answered by {other} {'themselves' if are == 'are' else 'itself'}"
     size = figure(abs(against.difference), digits=2)
     low, high = against.lower, against.upper
     if against.verdict == WORSE:

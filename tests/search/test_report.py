@@ -344,6 +344,11 @@ def test_each_task_has_its_sentence(changes: dict[str, Any], said: str) -> None:
     assert sentence(tested) == f"<strong><bdi>a</bdi></strong> – accuracy 0.9459 on {rows}; {said}"
 
 
+def test_trees_answer_themselves() -> None:
+    tested = Comparison.read(with_trees(record("a"), verdict="same", difference=0.0, lower=0.0, upper=0.0))
+    assert sentence(tested).endswith("; answered by tuned trees themselves.")
+
+
 def test_a_task_whose_metric_is_undefined_says_so() -> None:
     assert sentence(Comparison.read(record("a", **UNKNOWN))).endswith("accuracy is not defined on its 425 test rows.")
 
@@ -372,7 +377,7 @@ def test_a_row_holds_figures_intervals_rows_and_who_serves(tmp_path: Path) -> No
         "a accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 trial 1 (75 %), single-task a (25 %) "
         "0.9482 ~ Inconclusive at the defaults −0.0024 (−0.0071 to +0.0024) these rows could have shown 0.0050 "
         "b accuracy, higher is better multiclass, 425 rows 0.9459 0.926 to 0.966 single-task b "
-        "0.9482 ◆ Same network at the defaults"
+        "0.9482 ◆ Same at the defaults"
     ) in page.text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from mtl_bento.errors import RunError
 from mtl_bento.forest import Forest
 from mtl_bento.network import Trained
 from mtl_bento_search import finish as ending
+from mtl_bento_search import trees
 from mtl_bento_search.arms import Arms
 from mtl_bento_search.checkpoints import load_members
+from mtl_bento_search.executors.local import InProcess
 from mtl_bento_search.run import Run
-from mtl_bento_search.said import after_the_test
+from mtl_bento_search.said import after_the_test, rounded
 from mtl_bento_search.select import validation_rows
 from mtl_bento_search.student import lessons
 
@@ -89,10 +92,34 @@ def test_the_students_own_answers_calibrate_it(both: Run) -> None:
     assert both.student.tasks[2].spec.calibrated_on == both.model.tasks[2].spec.calibrated_on
 
 
+def test_forests_of_several_targets_are_trained_again_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, int] = {}
+
+    def again(problem: Any, held: trees.Trees, *given: Any, n_workers: int, **options: Any) -> trees.Trees:
+        threads[held.task] = n_workers
+        return original(problem, held, *given, n_workers=n_workers, **options)
+
+    original = trees.again
+    monkeypatch.setattr(trees, "again", again)
+    monkeypatch.setattr(InProcess, "n_workers", 4)
+    tiny(tmp_path / "run", refit=True, max_members=1)
+    assert len(threads) == 4
+    assert set(threads.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("took", "said"), [(0.0149, "0.015"), (1.84, "1.8"), (23.4, "23"), (268.0, "270"), (12_345.0, "12,000")]
+)
+def test_milliseconds_are_said_as_one_reads_them(took: float, said: str) -> None:
+    assert rounded(took) == said
+
+
 def test_what_it_costs_is_said(both: Run) -> None:
     refitted, student = after_the_test(both.result)
     assert refitted.startswith(f"What is served was trained again on all {ROWS} rows after the test: ")
-    assert student.startswith(f"The student, one network at trial {both.result['student']['trial']}, takes ")
+    assert student.startswith(f"The student, one network configured as trial {both.result['student']['trial']}, takes ")
     assert "what it costs" in (both.folder / "report.html").read_text()
     card = both.model.card_text()
     assert f"After the test it was trained again on all {ROWS}: the figures are those of before." in card
@@ -126,6 +153,24 @@ def test_what_is_trained_again_has_its_own_configuration_seed_and_steps(both: Ru
     for member in again:
         assert member.step == member.member.until
         assert (member.member.spec, member.member.seed, member.step) in recipes
+
+
+def test_one_forest_of_all_rows_has_the_share_of_those_that_it_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trees.again
+
+    def alike(*given: Any, **options: Any) -> trees.Trees:  # as where parameters draw no rows or inputs at random
+        grown = original(*given, **options)
+        return replace(grown, forests=grown.forests[:1])
+
+    monkeypatch.setattr(trees, "again", alike)
+    run = tiny(tmp_path / "run", refit=True, max_members=1)
+    model = run.model
+    assert [member.task for member in model.members if isinstance(member, Forest)]
+    assert run.result["model"]["members"] == len(model.members)
+    assert model.blend.shape == (len(NAMES), len(model.members))
+    np.testing.assert_allclose(model.blend.sum(1), 1, rtol=1e-12)
 
 
 def test_options_taken_back_or_added_train_only_what_is_missing(both: Run, tmp_path: Path) -> None:
