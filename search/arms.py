@@ -18,6 +18,7 @@ from mtl_bento.errors import RunError
 from mtl_bento.model import Model
 from mtl_bento_search.finals import Finals, answers_on, trees_name
 from mtl_bento_search.problem import Problem
+from mtl_bento_search.said import rounded
 from mtl_bento_search.select import NETWORKS, Answers, Candidate, Choice, best_of, choose, finite
 from mtl_bento_search.trivial import constant_answer
 
@@ -146,8 +147,8 @@ def latencies_ms(model: Model, table: pa.Table) -> dict[int, float]:
 def too_slow(bound: float, fastest: float) -> RunError:
     """Return the error of a bound that no choice of members meets."""
     return RunError(
-        f"--max-latency-ms {bound:g} cannot be met: the smallest choice of members takes {fastest:.2g} ms here. "
-        f"Allow {fastest * 1.2:.2g} or more, or search smaller networks: `search: {{space: {{width: 64}}}}`."
+        f"--max-latency-ms {bound:g} cannot be met: the smallest choice of members takes {rounded(fastest)} ms here. "
+        f"Allow {rounded(fastest * 1.2)} or more, or search smaller networks: `search: {{space: {{width: 64}}}}`."
     )
 
 

@@ -34,6 +34,7 @@ from mtl_bento_search.problem import make_task, suited
 from mtl_bento_search.progress import Progress, Terminal, clock_text, wide_console
 from mtl_bento_search.protocol import looks_like_split
 from mtl_bento_search.report import write_report
+from mtl_bento_search.report.words import count
 from mtl_bento_search.run import REPORT, Folder, Run
 from mtl_bento_search.said import after_the_test
 from mtl_bento_search.verdict import NOUNS, OPPONENTS, RULE, SAME, WORSE, told
@@ -276,7 +277,7 @@ def show_result(run: Run) -> None:
     trials, phases = result["trials"], result["phases_s"]
     total = sum(phases.values()) or 1.0
     click.echo(
-        f"{trials['total']} trials ({trials['complete']} complete, {trials['pruned']} pruned), "
+        f"{count(trials['total'], 'trial')} ({trials['complete']} complete, {trials['pruned']} pruned), "
         f"best: trial {trials['best']}, "
         f"gain {trials['best_gain']:+.1%} over single-task on validation."
     )

@@ -21,7 +21,6 @@ from optuna.trial import TrialState
 from mtl_bento.artifact import remove_folder
 from mtl_bento.errors import listing
 from mtl_bento.forest import Forest
-from mtl_bento.model import Model
 from mtl_bento.network import Trained
 from mtl_bento.tasks._base import Task
 from mtl_bento.training import Learned
@@ -114,7 +113,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
     folder, clock = sitting.folder, sitting.clock
     grown, notes = _grown(driver, config)
     with clock.phase("finals"):
-        sitting.progress.phase("finals", "each task alone at the best configurations, groups, networks on top of trees")
+        sitting.progress.phase("finals", _finals_in_words(grown))
         finals = gather(driver, grown, groups=config.groups)
         arms = _chosen(sitting.problem, finals, config)
     problem, choice = sitting.problem, arms.ours  # with the trees' margins
@@ -145,7 +144,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
             "refit": None if again is None else {"rows": len(all_rows(problem))},
         }
         tested_model = served_model(spec, problem, choice, records, tasks)
-        model = tested_model if again is None else again.served(tested_model, result["refit"])
+        model = tested_model if again is None else trained_again(tested_model, again.choice, result["refit"])
         model.save(folder.path / MODEL)
         result["student"] = None
         if student is None:
@@ -153,7 +152,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         else:
             small = student_model(spec, problem, student, answered["student"])
             if again is not None and again.student is not None:
-                small = trained_again(small, [again.student], small.blend, result["refit"])
+                small = trained_again(small, again.student, result["refit"])
             small.save(folder.path / STUDENT)
             sizes = {
                 name: size_of(folder.path / name, held, problem.table)
@@ -163,7 +162,7 @@ def finish(driver: Driver, spec: dict[str, Any], config: Config) -> dict[str, An
         result["shown"] = shown(problem, tested_model, ours, seed=sitting.seed)
         write_predictions(folder.path, problem, out_of_fold, ours)
         result["input_importance"] = out_of_fold_importance(tested_model, problem, timeout_s=clock.timeout_s)
-        result["model"] = {"members": len(choice.members), "parameters": model.n_parameters}
+        result["model"] = {"members": len(model.members), "parameters": model.n_parameters}
     result["phases_s"] = clock.phases
     result["elapsed_s"] = clock.elapsed_s
     folder.write_result(result)
@@ -178,9 +177,10 @@ class _Again:
     choice: Choice
     student: Learned | None
 
-    def served(self, tested: Model, refitted: dict[str, int]) -> Model:
-        """Return the served model, given the one that was tested; a forest may stand for several."""
-        return trained_again(tested, self.choice.members, self.choice.blend, refitted)
+
+def _finals_in_words(grown: Sequence[Trees | None]) -> str:
+    on_top = ", networks on top of trees" if any(held is not None for held in grown) else ""
+    return f"each task alone at the best configurations, groups{on_top}"
 
 
 def kept_share(search: SearchSpec) -> float:

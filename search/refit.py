@@ -7,6 +7,7 @@ their tuning found. Shares and calibration stay: nothing is chosen by what these
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from mtl_bento_search.finals import Finals, tree_seed
 from mtl_bento_search.problem import Problem
 from mtl_bento_search.select import Choice
 from mtl_bento_search.study import Driver
+from mtl_bento_search.trees import Trees
 
 FILES = "refit-"
 """What the files begin with that hold what was trained again, and of how many trials it was chosen."""
@@ -73,24 +75,25 @@ def _networks(driver: Driver, choice: Choice) -> dict[str, Learned] | None:
 def _forests(driver: Driver, finals: Finals, choice: Choice) -> dict[str, tuple[Forest, ...]]:
     """Return the forests of a choice trained again, by the names of their candidates."""
     sitting, problem = driver.sitting, driver.sitting.problem
-    found: dict[str, tuple[Forest, ...]] = {}
-    for candidate in choice.candidates:
-        if candidate.networks:
-            continue
-        t, grown = next((t, g) for t, g in enumerate(finals.trees) if g is not None and candidate.can(g.task))
+    wanted = {
+        c.name: next((t, g) for t, g in enumerate(finals.trees) if g is not None and c.can(g.task))
+        for c in choice.candidates
+        if not c.networks
+    }
+    rows, features, n_workers = all_rows(problem), problem.features, max(1, sitting.packing.n_workers)
+    # As many tasks at the same time as are tuned: threads of LightGBM that wait for each other on a busy machine take
+    # a hundred times as long as one. Those that are trained already count, or a resumed run would have other threads.
+    side_by_side = max(1, min(n_workers, len(wanted)))
+
+    def obtained(t: int, grown: Trees) -> tuple[Forest, ...]:
         path = sitting.folder.checkpoint(f"{_name(driver)}-trees-{t:03d}")
         if not path.is_file():
-            again = trees.again(
-                problem,
-                grown,
-                all_rows(problem),
-                features=problem.features,
-                seed=tree_seed(sitting.seed),
-                n_workers=max(1, sitting.packing.n_workers),
-            )
-            trees.save(path, again)
-        found[candidate.name] = trees.load(path).forests
-    return found
+            seed, threads = tree_seed(sitting.seed), n_workers // side_by_side
+            trees.save(path, trees.again(problem, grown, rows, features=features, seed=seed, n_workers=threads))
+        return trees.load(path).forests
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        return dict(zip(wanted, pool.map(lambda held: obtained(*held), wanted.values()), strict=True))
 
 
 def _key(network: Learned) -> str:

@@ -15,10 +15,7 @@ def after_the_test(result: dict[str, Any]) -> list[str]:
         )
     if (student := result.get("student")) is not None:
         ours, own = student["model"], student["student"]
-        took = [
-            f"{_digits(own['latency_ms'][n])} ms (not {_digits(ours['latency_ms'][n])}) for {rows}"
-            for n, rows in _REQUESTS
-        ]
+        took = [f"{_ms(own, n)} ms (not {_ms(ours, n)}) for {rows}" for n, rows in _REQUESTS]
         said.append(
             f"The student, one network configured as trial {student['trial']}, takes {' and '.join(took)}, and "
             f"{_kilobytes(own)} kB (not {_kilobytes(ours)}); what it costs stands beside each target."
@@ -30,9 +27,13 @@ _REQUESTS = (("1", "one row"), ("64", "64 rows"))
 """Those whose latency is measured, in words."""
 
 
-def _digits(took: float) -> str:
-    """Return milliseconds with two digits at least, and none behind the point from ten on."""
-    return f"{took:,.0f}" if took >= 10 else f"{took:.2g}"
+def rounded(value: float) -> str:
+    """Return a number of two significant digits, as one reads it: 1.8, 23, 270."""
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
+def _ms(size: dict[str, Any], n: str) -> str:
+    return rounded(size["latency_ms"][n])
 
 
 def _kilobytes(size: dict[str, Any]) -> str:

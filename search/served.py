@@ -20,6 +20,7 @@ from mtl_bento.model import Model
 from mtl_bento.network import Trained
 from mtl_bento.registry import Registry
 from mtl_bento.tasks._base import TASKS, Task
+from mtl_bento.training import Learned
 from mtl_bento.trunks._base import TRUNKS
 from mtl_bento_search import metrics, select
 from mtl_bento_search.arms import Arm, latencies_ms
@@ -76,10 +77,11 @@ def student_model(spec: dict[str, Any], problem: Problem, student: Student, arm:
     return make_model(problem, [student.network], np.ones((len(tasks), 1)), card=card, tasks=tasks)
 
 
-def trained_again(
-    model: Model, members: Sequence[Trained | Forest], blend: np.ndarray, refitted: dict[str, int]
-) -> Model:
-    """Return a model with other members, of which some stand for several, their blend, and a card that says so."""
+def trained_again(model: Model, again: Choice | Learned, refitted: dict[str, int]) -> Model:
+    """Return a model with members that were trained again, a choice's or the student, and a card that says so."""
+    members = (again,) if isinstance(again, Learned) else again.members
+    # One forest may stand for several that would be equal, so the shares of members are not those of before.
+    blend = model.blend if isinstance(again, Learned) else again.blend
     held = tuple(member.cpu() for member in members)
     return replace(model, members=held, blend=blend, card=model.card | {"refit": refitted["rows"]})
 

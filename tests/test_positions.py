@@ -175,7 +175,8 @@ def test_a_head_that_reads_neighbours_is_told_how_positions_lie_where_a_task_ans
     heads = [ConvHeadSpec(width=w) for w in (8, 5, 6)]
     members = sample_members(dataset, trunks=TRUNKS, heads=heads)
     network = Network([m.spec.network for m in members], dataset.inputs, dataset.tasks, [0, 1, 2])
-    assert [cast(ConvHead, head).length for head in network.heads] == [1, 1, 1, 6]
+    lattices = [cast(ConvHead, head).lattice for head in network.heads]
+    assert [(lattice.rows, lattice.columns) for lattice in lattices] == [(1, 1)] * 3 + [(2, 3)]
     check_stack(members, dataset)
 
 

@@ -164,11 +164,13 @@ def test_the_table_has_a_column_an_opponent_and_words_for_those_that_win(
     record |= {"task": "income", "ours": 0.85, "metric": "roc_auc"}
     record["against"] = {"single_task": base | {"verdict": "better"}, "trees": base | less}
     other = record | {"task": "smoker", "against": {"single_task": base | few}}
-    monkeypatch.setattr(Run, "result", result | {"tasks": [record, other]})
+    trials = result["trials"] | {"total": 1, "complete": 1, "pruned": 0}
+    monkeypatch.setattr(Run, "result", result | {"tasks": [record, other], "trials": trials})
     show_result(Run(run_folder))
     printed = " ".join(capsys.readouterr().out.split())
     assert "│ against single-task │ against tuned trees" in printed.replace("┃", "│")
     assert "ensemble" not in printed
+    assert " 1 trial (1 complete, 0 pruned), best: " in printed
     assert "│ 0.8100 better │ 0.8620 worse" in printed
     assert "│ +0.0400 (+0.0100 to +0.0700) │ -0.0120 (-0.0200 to -0.0040)" in printed
     assert "0.8100 inconclusive, could show 0.0500 │ - │" in printed

@@ -344,6 +344,11 @@ def test_each_task_has_its_sentence(changes: dict[str, Any], said: str) -> None:
     assert sentence(tested) == f"<strong><bdi>a</bdi></strong> – accuracy 0.9459 on {rows}; {said}"
 
 
+def test_trees_answer_themselves() -> None:
+    tested = Comparison.read(with_trees(record("a"), verdict="same", difference=0.0, lower=0.0, upper=0.0))
+    assert sentence(tested).endswith("; answered by tuned trees themselves.")
+
+
 def test_a_task_whose_metric_is_undefined_says_so() -> None:
     assert sentence(Comparison.read(record("a", **UNKNOWN))).endswith("accuracy is not defined on its 425 test rows.")
 

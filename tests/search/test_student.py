@@ -25,8 +25,9 @@ from mtl_bento_search import finish as ending
 from mtl_bento_search import trees
 from mtl_bento_search.arms import Arms
 from mtl_bento_search.checkpoints import load_members
+from mtl_bento_search.executors.local import InProcess
 from mtl_bento_search.run import Run
-from mtl_bento_search.said import after_the_test
+from mtl_bento_search.said import after_the_test, rounded
 from mtl_bento_search.select import validation_rows
 from mtl_bento_search.student import lessons
 
@@ -91,6 +92,30 @@ def test_the_students_own_answers_calibrate_it(both: Run) -> None:
     assert both.student.tasks[2].spec.calibrated_on == both.model.tasks[2].spec.calibrated_on
 
 
+def test_forests_of_several_targets_are_trained_again_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, int] = {}
+
+    def again(problem: Any, held: trees.Trees, *given: Any, n_workers: int, **options: Any) -> trees.Trees:
+        threads[held.task] = n_workers
+        return original(problem, held, *given, n_workers=n_workers, **options)
+
+    original = trees.again
+    monkeypatch.setattr(trees, "again", again)
+    monkeypatch.setattr(InProcess, "n_workers", 4)
+    tiny(tmp_path / "run", refit=True, max_members=1)
+    assert len(threads) == 4
+    assert set(threads.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("took", "said"), [(0.0149, "0.015"), (1.84, "1.8"), (23.4, "23"), (268.0, "270"), (12_345.0, "12,000")]
+)
+def test_milliseconds_are_said_as_one_reads_them(took: float, said: str) -> None:
+    assert rounded(took) == said
+
+
 def test_what_it_costs_is_said(both: Run) -> None:
     refitted, student = after_the_test(both.result)
     assert refitted.startswith(f"What is served was trained again on all {ROWS} rows after the test: ")
@@ -110,7 +135,7 @@ def test_milliseconds_are_said_in_digits() -> None:
     (said,) = after_the_test({"student": {"trial": 3, "model": sizes[0], "student": sizes[1]}})
     assert said == (
         "The student, one network configured as trial 3, takes 1 ms (not 8.2) for one row and 3.7 ms "
-        "(not 123) for 64 rows, and 276 kB (not 9,251); what it costs stands beside each target."
+        "(not 120) for 64 rows, and 276 kB (not 9,251); what it costs stands beside each target."
     )
 
 
@@ -152,8 +177,10 @@ def test_one_forest_of_all_rows_has_the_share_of_those_that_it_stands_for(
         return replace(grown, forests=grown.forests[:1])
 
     monkeypatch.setattr(trees, "again", alike)
-    model = tiny(tmp_path / "run", refit=True, max_members=1).model
+    run = tiny(tmp_path / "run", refit=True, max_members=1)
+    model = run.model
     assert [member.task for member in model.members if isinstance(member, Forest)]
+    assert run.result["model"]["members"] == len(model.members)
     assert model.blend.shape == (len(NAMES), len(model.members))
     np.testing.assert_allclose(model.blend.sum(1), 1, rtol=1e-12)
 
