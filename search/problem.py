@@ -293,6 +293,12 @@ def _known_targets(config: Config, table: pa.Table) -> dict[str, dict[str, Any]]
         if name in config.inputs or name in config.ignore:
             other = "an input" if name in config.inputs else "ignored"
             raise SpecError(f"{name!r} is a target and cannot be {other} as well; remove it from one of the two.")
+    for name in config.targets:
+        if (first := next((n for n in config.targets if name.startswith(f"{n}__")), None)) is not None:
+            raise SpecError(
+                f"Target {name!r} is called as a column of the full answers of target {first!r} may be ({first}__...); "
+                "rename one of the two."
+            )
     return {name: target_options(name, given) for name, given in config.targets.items()}
 
 

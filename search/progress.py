@@ -8,6 +8,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -57,13 +58,13 @@ class Terminal(Progress):
             self._phase, self._detail = "features", f"{name}: {bar_text(done / n)} {done:,} of {n:,} rows"
         elif name not in self._said:
             self._said.add(name)
-            self.console.print(f"features {name}, {n:,} rows", highlight=False)
+            self.console.print(f"features {name}, {n:,} rows", highlight=False, markup=False)
 
     def phase(self, name: str, detail: str = "") -> None:
         """Show the phase."""
         self._phase, self._detail = name, detail
         if not self.console.is_terminal:
-            self.console.print(f"{name} {detail}".rstrip(), highlight=False)
+            self.console.print(f"{name} {detail}".rstrip(), highlight=False, markup=False)
 
     def rung(self, n_asked: int, step: int, steps: int, n_living: int) -> None:
         """Show how far the round is."""
@@ -75,7 +76,8 @@ class Terminal(Progress):
 
     def say(self, line: str) -> None:
         """Print a line above the display."""
-        self.console.print(line, highlight=False, soft_wrap=not self.console.is_terminal)
+        # Not as markup: a column may be called [x].
+        self.console.print(line, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -96,7 +98,7 @@ class Terminal(Progress):
         grid = Table.grid(padding=(0, 2))
         grid.add_row(f"[bold]{self._phase}[/bold]", clock, f"trials {trials}", f"best gain over single-task {best}")
         if self._detail:
-            grid.add_row(f"[dim]{self._detail}[/dim]")
+            grid.add_row(f"[dim]{escape(self._detail)}[/dim]")
         return grid
 
 

@@ -108,7 +108,7 @@ def _given(
         return Protocol(((develop, valid),), test, tuple(notes), "column")
     if len(valid):
         notes.append(
-            f"the {len(valid):,} validation rows are too few to choose by, they join the folds "
+            f"the {len(valid):,} validation rows are too few to choose by, so they join the folds "
             "(`split: {folds: 0}` keeps them apart)"
         )
     return _develop(spec, table, develop, test, labels, seed, notes, kind="column")

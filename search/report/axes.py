@@ -76,9 +76,9 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 
 def in_view(gains: Sequence[float]) -> tuple[float, float]:
     """Return the range of gains that is drawn: zero, the best, and not the far end of what went wrong."""
-    values = sorted([0.0, *gains])
-    middle, high = values[len(values) // 2], values[-1]
-    low = max(values[0], middle - 3 * max(high - middle, 0.02))
+    values = sorted(gains) or [0.0]
+    middle, high = values[len(values) // 2], max(0.0, values[-1])
+    low = max(min(0.0, values[0]), min(0.0, middle - 3 * max(high - middle, 0.02)))
     air = (high - low) * 0.06 or 0.05
     return low - air, high + air
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from pictures import noise
+from rich.console import Console
 from small import make_table
 
 from mtl_bento.cli import cli
@@ -23,6 +24,7 @@ from mtl_bento.columns import text
 from mtl_bento_search import api, inference, metrics
 from mtl_bento_search.cli import show_result
 from mtl_bento_search.executors.local import InProcess
+from mtl_bento_search.progress import Terminal
 from mtl_bento_search.run import Run
 
 
@@ -182,6 +184,14 @@ def test_the_table_has_a_column_an_opponent_and_words_for_those_that_win(
 def test_the_search_prints_figures_as_json_and_nothing_else(folder: Path, run_folder: Path) -> None:
     done = invoke("search", folder / "mtl.yaml", "--out", run_folder, "--json")
     assert json.loads(done.output)["trials"]["total"] == 2
+
+
+def test_lines_are_said_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(Console(width=80), timeout_s=None, n_trials=None)
+    terminal.say("Left out '[x]': empty.")
+    terminal.prepared("image:[y]", 1, 10)
+    terminal.phase("finals", "[z]")
+    assert capsys.readouterr().out.splitlines() == ["Left out '[x]': empty.", "features [y], 10 rows", "finals [z]"]
 
 
 def test_examples_are_listed_and_a_wrong_name_is_named() -> None:

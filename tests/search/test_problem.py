@@ -11,7 +11,14 @@ import pytest
 from mtl_bento.columns.image import ImageColumn
 from mtl_bento.errors import SpecError
 from mtl_bento.schema import Schema
-from mtl_bento_search.problem import make_task, suited
+from mtl_bento_search.config import parse_config
+from mtl_bento_search.problem import make_problem, make_task, suited
+
+
+def test_a_target_called_as_an_answer_of_another_is_refused() -> None:
+    table = pa.table({"a": [0.5, 1.0] * 20, "x": ["p", "q"] * 20, "x__set": ["r", "s"] * 20})
+    with pytest.raises(SpecError, match=r"^Target 'x__set' is called as .* \(x__\.\.\.\); rename one of the two\.$"):
+        make_problem(parse_config({"targets": {"x": {}, "x__set": {}}}), data=table)
 
 
 def test_a_target_of_lists_asks_what_they_are() -> None:

@@ -11,6 +11,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
+from mtl_bento_search.report.axes import in_view
 from mtl_bento_search.report.hyperparameters import MOST_FOLDED, MOST_SLICES, drawn, settings, what_mattered
 from mtl_bento_search.report.inputs import section as inputs
 from mtl_bento_search.report.reading import Facts
@@ -55,6 +56,22 @@ def facts(
         },
     }
     return Facts(result | changes, study)
+
+
+@pytest.mark.parametrize(
+    ("gains", "low", "high"),
+    [
+        ([-0.5], -0.53, 0.03),
+        ([0.5], -0.03, 0.53),
+        ([-0.77, -0.08], -0.3392, 0.0192),
+        ([-9.0, 0.1, 0.1, 0.2], -0.224, 0.224),
+        ([], -0.05, 0.05),
+    ],
+)
+def test_gains_are_drawn_from_zero_to_the_best_and_without_what_went_far_wrong(
+    gains: list[float], low: float, high: float
+) -> None:
+    assert in_view(gains) == pytest.approx((low, high))
 
 
 def test_settings_are_those_that_differ_common_ones_before_those_of_a_target() -> None:
