@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from small import TARGETS, make_table
 
 import mtl_bento as mb
 from mtl_bento.errors import RunError, SpecError
 from mtl_bento.forest import Forest
+from mtl_bento.model import Model
 from mtl_bento_search import arms, finals
 from mtl_bento_search.run import Run
 from mtl_bento_search.select import Candidate, Finalist
@@ -92,6 +94,22 @@ def test_a_latency_that_nothing_meets_names_what_would_be_met(tmp_path: Path) ->
     with pytest.raises(RunError, match=r"^--max-latency-ms 1e-06 cannot be met: .* takes [\d.]+ ms here\. Allow "):
         tiny(tmp_path / "run", search={"max_latency_ms": 1e-6})
     assert tiny(tmp_path / "run", search={"max_latency_ms": 1e6}).result["test_looks"] == 1
+
+
+def test_slow_requests_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = [0.0], dict.fromkeys(arms.LATENCY_ROWS, 0)
+
+    class Slow:
+        """A tenth of a second a row."""
+
+        def rows(self, table: pa.Table) -> None:
+            clock[0] += 0.1 * table.num_rows
+            asked[table.num_rows] += 1
+
+    monkeypatch.setattr("mtl_bento_search.arms.time.perf_counter", lambda: clock[0])
+    took = arms.latencies_ms(cast(Model, Slow()), make_table(10))
+    assert took == pytest.approx({1: 100.0, 64: 6_400.0})
+    assert asked == {1: 6, 64: 2}
 
 
 def test_a_task_that_no_network_answers_alone_keeps_its_place_among_affinities_and_has_no_single_task_arm(
